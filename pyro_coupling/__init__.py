@@ -1,0 +1,1 @@
+"""Coupling-layer normalizing flows for Pyro: guides, learned priors, Boltzmann generators."""

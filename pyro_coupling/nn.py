@@ -1,0 +1,110 @@
+"""Conditioners: networks that read the part of an event that stays and return an elementwise map's parameters."""
+
+from __future__ import annotations
+
+__all__ = ["MLP", "Constant", "SeparateMLPs", "mlp"]
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Sequential):
+    """A multi-layer perceptron whose last layer starts at zero, so that a coupling starts as the identity.
+
+    Args:
+        in_features: Size of the input.
+        out_features: Size of the output.
+        hidden_dims: Sizes of the hidden layers.
+        activation: Makes an activation module.
+
+    Example:
+        >>> import torch
+        >>> MLP(3, 4, hidden_dims=(8,))(torch.ones(2, 3)).abs().max().item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for size, next_size in zip([in_features, *hidden_dims], hidden_dims, strict=False):
+            layers += [nn.Linear(size, next_size), activation()]
+        last = nn.Linear([in_features, *hidden_dims][-1], out_features)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(*layers, last)
+
+
+class SeparateMLPs(nn.ModuleList):
+    """One `MLP` for each parameter of the elementwise map, as in the first RealNVP, in place of a joint one.
+
+    Args:
+        in_features: Size of the input.
+        num_params: Number of networks.
+        num_moving: Size of the output of each.
+        hidden_dims: Sizes of the hidden layers.
+        activation: Makes an activation module.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_params: int,
+        num_moving: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__(MLP(in_features, num_moving, hidden_dims, activation) for _ in range(num_params))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(*batch, in_features)`` -> ``(*batch, num_params, num_moving)``."""
+        return torch.stack([network(x) for network in self], -2)
+
+
+class Constant(nn.Module):
+    """Learned numbers that depend on nothing: what a conditioner with no input comes down to."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(*batch, 0)`` -> ``(*batch, out_features)``."""
+        return self.value.expand(x.shape[:-1] + self.value.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.value.numel()}"
+
+
+def mlp(
+    in_features: int,
+    num_params: int,
+    num_moving: int,
+    hidden_dims: Sequence[int] = (64, 64),
+    activation: Callable[[], nn.Module] = nn.SiLU,
+    separate: bool = False,
+) -> nn.Module:
+    """The conditioner for a coupling that moves ``num_moving`` entries by a map of ``num_params`` parameters.
+
+    Args:
+        in_features: Entries that stay, and context features. With none the parameters are learned directly.
+        num_params: Parameters of the elementwise map.
+        num_moving: Entries that are moved.
+        hidden_dims: Sizes of the hidden layers, each at least 1.
+        activation: Makes an activation module.
+        separate: One network for each parameter in place of a joint one.
+    """
+    sizes = tuple(hidden_dims)
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"hidden_dims must hold positive integers, got {hidden_dims!r}")
+    if in_features == 0:
+        return Constant(num_params * num_moving)
+    if separate:
+        return SeparateMLPs(in_features, num_params, num_moving, sizes, activation)
+    return MLP(in_features, num_params * num_moving, sizes, activation)

@@ -1,0 +1,326 @@
+"""A Pyro model as a batched log density in unconstrained coordinates."""
+
+from __future__ import annotations
+
+__all__ = ["PyroTarget"]
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import config_enumerate
+from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from .structure import ModelStructure, init_to_center, read_structure
+
+_PARTICLES = "_flow_particles"
+
+
+class PyroTarget:
+    """The joint log density of a Pyro model and its data, over the flat vector of unconstrained latents.
+
+    All points of a batch are evaluated in one run of the model, to the left of its plates. A model that
+    can't be run so is detected, and run point by point, with a warning. Discrete latents with finite
+    support are summed out. A point at which the model can't be evaluated has density zero.
+
+    Args:
+        model: A Pyro model of fixed structure.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        init_loc_fn: Value of each latent site at the initial point.
+
+    Attributes:
+        dim: Number of unconstrained coordinates.
+        structure: What was read of the model.
+        vectorized: Whether a batch is one run of the model.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> target = PyroTarget(model, (torch.zeros(3),))
+        >>> target.log_prob(torch.zeros(5, 1)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+        init_loc_fn: Callable = init_to_center,
+    ) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs or {}
+        self.structure: ModelStructure = read_structure(model, self.args, self.kwargs, init_loc_fn)
+        self.dim = self.structure.dim
+        self.dtype = self.structure.initial.dtype
+        self.device = self.structure.initial.device
+        self.initial = self.structure.initial
+        self.vectorized = True
+        self._check_vectorized()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log joint density at points ``(n, dim)``, the Jacobian of the constraints included: ``(n,)``."""
+        if x.dim() != 2 or x.size(-1) != self.dim:
+            raise ValueError(f"PyroTarget: points must be (n, {self.dim}), got {tuple(x.shape)}")
+        if len(x) == 0:
+            return x.sum(-1)
+        if not self.vectorized:
+            return torch.cat([self._guarded(row, self._log_prob_alone) for row in x.split(1)])
+        return self._guarded(x, self._log_prob_batch)
+
+    @torch.no_grad()
+    def constrain(self, x: Tensor, deterministic: bool = True) -> dict[str, Tensor]:
+        """Values of the latent sites, and of deterministic ones, at points ``(n, dim)``: name -> ``(n, *shape)``."""
+        values = {
+            site.name: value.reshape((len(x),) + site.shape) for site, value, _ in self._unpack(x, self.structure.nesting)
+        }
+        if deterministic and self.structure.deterministic:
+            values |= self._deterministic(x)
+        return values
+
+    @torch.no_grad()
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """Points ``(n, dim)`` from values of all latent sites, name -> ``(n, *shape)``."""
+        parts = [site.transform.inv(values[site.name]).reshape(len(values[site.name]), -1) for site in self.structure.latents]
+        return torch.cat(parts, -1).to(self.dtype)
+
+    def log_likelihood(self, x: Tensor) -> dict[str, Tensor]:
+        """Log likelihood of each observation at points ``(n, dim)``: site -> ``(n, *batch_shape)``."""
+        return self._record(x, lambda site: site["fn"].log_prob(site["value"]), self.structure.observed)
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """A draw of each observed site at points ``(n, dim)``: site -> ``(n, *shape)``."""
+        model = poutine.uncondition(self.model)
+        return self._record(x, lambda site: site["value"], self.structure.observed, model)
+
+    def observed_data(self) -> dict[str, Tensor]:
+        """The data: observed site -> value."""
+        with torch.no_grad(), _Substitute(self, self.initial):
+            trace = poutine.block(poutine.trace(self.model).get_trace)(*self.args, **self.kwargs)
+        return {name: trace.nodes[name]["value"] for name in self.structure.observed}
+
+    def _unpack(self, x: Tensor, nesting: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """Each latent site with its value, ``(n, 1, ..., *shape)``, and the Jacobian terms of its bijection.
+
+        A point ``(dim,)`` gives values without a leading dimension.
+        """
+        batch = x.shape[:-1]
+        for site in self.structure.latents:
+            pad = (1,) * (nesting - len(site.batch_shape)) if batch else ()
+            part = x[..., site.position : site.position + site.size]
+            free = part.reshape(batch + pad + site.unconstrained_shape)
+            value = site.transform(free)
+            yield site, value, site.transform.log_abs_det_jacobian(free, value)
+
+    def _guarded(self, x: Tensor, evaluate: Callable[[Tensor], Tensor]) -> Tensor:
+        """Evaluates a batch; where the model raises for some point, halves it until that point is alone."""
+        try:
+            log_p = evaluate(x)
+        except (torch.linalg.LinAlgError, ValueError, ArithmeticError):
+            if len(x) == 1:
+                return x.new_full((1,), -torch.inf)
+            return torch.cat([self._guarded(half, evaluate) for half in x.chunk(2)])
+        return torch.where(log_p.isnan() | (log_p == torch.inf), -torch.inf, log_p)
+
+    def _log_prob_batch(self, x: Tensor) -> Tensor:
+        if self.structure.discrete:
+            return self._log_prob_enumerated(x)
+        messenger = _LogDensity(self, x)
+        with pyro.validation_enabled(False), messenger:
+            self.model(*self.args, **self.kwargs)
+        return messenger.total()
+
+    def _log_prob_alone(self, x: Tensor) -> Tensor:
+        """One point ``(1, dim)``, with no batch dimension in the model."""
+        if self.structure.discrete:
+            return self._log_prob_enumerated(x)
+        messenger = _LogDensity(self, x[0])
+        with pyro.validation_enabled(False), messenger:
+            self.model(*self.args, **self.kwargs)
+        return messenger.total().reshape(1)
+
+    def _log_prob_enumerated(self, x: Tensor) -> Tensor:
+        nesting = self.structure.nesting
+        model = config_enumerate(self.model, "parallel")
+        model = poutine.enum(model, first_available_dim=-2 - nesting)
+        messenger = _Substitute(self, x)
+        with pyro.validation_enabled(False), messenger, self._plate(len(x)):
+            trace = poutine.block(poutine.trace(model).get_trace)(*self.args, **self.kwargs)
+        trace.compute_log_prob()
+        trace.pack_tensors()
+        symbols = trace.plate_to_symbol
+        factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and not site_is_subsample(site):
+                ordinal = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+                factors.setdefault(ordinal, []).append(site["packed"]["log_prob"])
+        summed = set(trace.symbol_to_dim) - set(symbols.values())
+        log_p = contract_to_tensor(factors, summed, target_ordinal=frozenset([symbols[_PARTICLES]]))
+        return log_p.expand(len(x)) + messenger.log_jacobian
+
+    def _plate(self, n: int) -> pyro.plate:
+        return pyro.plate(_PARTICLES, n, dim=-1 - self.structure.nesting)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Runs the model with validation off and hidden from handlers outside."""
+        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
+            yield
+
+    def _deterministic(self, x: Tensor) -> dict[str, Tensor]:
+        shapes = self.structure.deterministic
+        if self.vectorized:
+            with self._aside(), _Substitute(self, x):
+                trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+            found = {name: _per_draw(trace.nodes[name]["value"], len(x), shape) for name, shape in shapes.items()}
+            # names and shapes do not tell which axis is which: hold one draw against a run of its own
+            alone = self._deterministic_alone(x[-1])
+            if all(v is not None and torch.allclose(v[-1], alone[k], rtol=1e-4, atol=1e-6, equal_nan=True)
+                   for k, v in found.items()):  # fmt: skip
+                return found
+        rows = [self._deterministic_alone(row) for row in x]
+        return {name: torch.stack([row[name] for row in rows]) for name in shapes}
+
+    def _deterministic_alone(self, point: Tensor) -> dict[str, Tensor]:
+        with self._aside(), _Substitute(self, point):
+            trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+        return {name: trace.nodes[name]["value"] for name in self.structure.deterministic}
+
+    def _record(
+        self, x: Tensor, read: Callable[[dict], Tensor], names: tuple[str, ...], model: Callable | None = None
+    ) -> dict[str, Tensor]:
+        """Reads a tensor off the named sites for each of n points: name -> ``(n, *shape)``."""
+        model = model or self.model
+        rows = x.split(len(x) if self.vectorized and not self.structure.discrete else 1)
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for part in rows:
+            alone = len(rows) > 1
+            with self._aside(), _Substitute(self, part[0] if alone else part):
+                if alone:
+                    trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
+                else:
+                    with self._plate(len(part)):
+                        trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
+                for name in names:
+                    site = trace.nodes[name]
+                    value = read(site)
+                    if not alone:
+                        batch = value.shape[1 + self.structure.nesting - _used(self.structure, name, site) :]
+                        value = value.expand((len(part),) + value.shape[1:]).reshape((len(part),) + batch)
+                    found[name].append(value.unsqueeze(0) if alone else value)
+        return {name: torch.cat(values) for name, values in found.items()}
+
+    def _check_vectorized(self) -> None:
+        """Compares a batch of two points with the same points alone; falls back to single runs where they differ."""
+        offsets = torch.linspace(-0.05, 0.05, 2 * self.dim, dtype=self.dtype, device=self.device)
+        x = self.initial + offsets.reshape(2, self.dim)
+        with torch.no_grad():
+            alone = torch.cat([self._guarded(row, self._log_prob_alone) for row in x.split(1)])
+            try:
+                together = self._log_prob_batch(x)
+                reason = "gives other values"
+            except Exception as error:  # whatever the model's own code raises when its inputs gain a dimension
+                together, reason = alone.new_full((2,), torch.nan), f"raises {type(error).__name__}: {error}"
+        finite = alone.isfinite()
+        tolerance = 1e-8 if self.dtype == torch.float64 else 1e-3
+        if not torch.allclose(together[finite], alone[finite], rtol=tolerance, atol=tolerance):
+            self.vectorized = False
+            warnings.warn(
+                f"the model can't be run on a batch of points at once (it {reason}); it is run point by point, "
+                "which is slower. Models should index from the right: x[..., i], sum(-1), unsqueeze(-1)",
+                stacklevel=4,
+            )
+
+
+class _Substitute(Messenger):
+    """Puts given values in place of the latent sites, and the recorded indices in place of subsamples."""
+
+    def __init__(self, target: PyroTarget, x: Tensor) -> None:
+        super().__init__()
+        structure = target.structure
+        self.known: dict[str, Tensor] = dict(structure.subsamples)
+        self.discrete = structure.discrete
+        self.jacobian_terms: list[Tensor] = []
+        self.batched = x.dim() > 1
+        self.size = len(x) if self.batched else 1
+        for site, value, log_jacobian in target._unpack(x, structure.nesting):
+            self.known[site.name] = value
+            self.jacobian_terms.append(log_jacobian)
+
+    @property
+    def log_jacobian(self) -> Tensor:
+        rows = self.size if self.batched else 1
+        return torch.stack([term.reshape(rows, -1).sum(-1) for term in self.jacobian_terms]).sum(0)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] or msg["name"] == _PARTICLES:
+            return
+        value = self.known.get(msg["name"])
+        if value is not None:
+            msg["value"] = value
+        elif msg["value"] is None and msg["name"] not in self.discrete and not site_is_subsample(msg):
+            self._unknown(msg)
+
+    def _unknown(self, msg: dict[str, Any]) -> None:
+        """A site that was observed when the model was read, now to be predicted: sample it."""
+
+
+class _LogDensity(_Substitute):
+    """Adds up the log density as the model runs: a trace without the bookkeeping of one."""
+
+    def __init__(self, target: PyroTarget, x: Tensor) -> None:
+        super().__init__(target, x)
+        self.nesting = target.structure.nesting
+        self.terms: list[Tensor] = []
+        self.constant: Tensor | float = 0.0
+
+    def _unknown(self, msg: dict[str, Any]) -> None:
+        raise RuntimeError(
+            f"the model has dynamic structure: the latent site {msg['name']!r} was not there when the model was read"
+        )
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+            return
+        log_p = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        log_p = scale_and_mask(log_p, msg["scale"], msg["mask"])
+        if not self.batched or not torch.is_tensor(log_p) or log_p.dim() <= self.nesting:
+            self.constant = self.constant + (log_p.sum() if torch.is_tensor(log_p) else log_p)
+            return
+        if log_p.dim() > 1 + self.nesting:
+            raise ValueError(f"site {msg['name']!r} has more batch dimensions in a batch of points than alone")
+        self.terms.append(log_p.reshape(len(log_p), -1).sum(-1))
+
+    def total(self) -> Tensor:
+        total = self.log_jacobian + self.constant
+        for term in self.terms:
+            total = total + term
+        return total
+
+
+def _per_draw(value: Tensor, n: int, shape: torch.Size) -> Tensor | None:
+    """A value computed for n points at once as ``(n, *shape)``, or None if it does not fit."""
+    if value.numel() == n * shape.numel():
+        return value.reshape((n,) + shape)
+    if value.numel() == shape.numel():
+        return value.reshape(shape).expand((n,) + shape)
+    return None
+
+
+def _used(structure: ModelStructure, name: str, site: dict[str, Any]) -> int:
+    """Batch dimensions that a site uses of those the model has."""
+    return max((-dim for dim, _ in structure.plates[name]), default=0)

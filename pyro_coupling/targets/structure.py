@@ -1,0 +1,315 @@
+"""What a Pyro model is made of: the one place that reads a model's sites."""
+
+from __future__ import annotations
+
+__all__ = ["LatentSite", "ModelStructure", "init_to_center", "read_structure", "with_fallback"]
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+
+def init_to_center(site: dict[str, Any]) -> Tensor:
+    """An ``init_loc_fn`` that puts a site at the centre of its unconstrained space.
+
+    It reads ``fn.support`` and never samples, so it also works for ``dist.ImproperUniform``.
+    """
+    fn = site["fn"]
+    if getattr(fn.support, "is_discrete", False):
+        return fn.sample()
+    transform = biject_to(fn.support)
+    like = _float_like(fn)
+    return transform(like.new_zeros(transform.inverse_shape(fn.shape())))
+
+
+def with_fallback(init_loc_fn: Callable) -> Callable:
+    """``init_loc_fn``, or `init_to_center` at a site that can't be sampled (``ImproperUniform``)."""
+
+    def init(site: dict[str, Any] | None = None) -> Any:
+        if site is None:
+            return with_fallback(init_loc_fn())
+        try:
+            return init_loc_fn(site)
+        except NotImplementedError:
+            return init_to_center(site)
+
+    return init
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """A continuous latent site and its place in the flat unconstrained vector.
+
+    Attributes:
+        name: Name of the site.
+        shape: Shape of a value.
+        batch_shape: The leading part of ``shape`` that belongs to plates.
+        unconstrained_shape: Shape before the bijection.
+        transform: Unconstrained to constrained.
+        position: Index of its first entry in the flat vector.
+    """
+
+    name: str
+    shape: torch.Size
+    batch_shape: torch.Size
+    unconstrained_shape: torch.Size
+    transform: Transform
+    position: int
+
+    @property
+    def size(self) -> int:
+        return self.unconstrained_shape.numel()
+
+
+@dataclass(frozen=True)
+class ModelStructure:
+    """The static structure of a model for given arguments.
+
+    Attributes:
+        latents: Continuous latent sites, in order of appearance.
+        discrete: Names of latent sites to be summed out.
+        deterministic: Name -> shape of deterministic sites.
+        observed: Names of observed sites whose data do not depend on latents.
+        plates: Site name -> ((dim, plate name), ...), dim counted from the right of the batch shape.
+        subsampled: Plate name -> (minibatch, full size).
+        subsamples: Plate name -> the indices the model drew when it was read.
+        nesting: Number of batch dimensions the model uses.
+        initial: Flat unconstrained initial point, ``(dim,)``.
+    """
+
+    latents: tuple[LatentSite, ...]
+    discrete: tuple[str, ...]
+    deterministic: dict[str, torch.Size]
+    observed: tuple[str, ...]
+    plates: dict[str, tuple[tuple[int, str], ...]]
+    subsampled: dict[str, tuple[int, int]]
+    subsamples: dict[str, Tensor]
+    nesting: int
+    initial: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.initial.numel()
+
+
+def read_structure(model: Callable, args: tuple, kwargs: dict, init_loc_fn: Callable = init_to_center) -> ModelStructure:
+    """Runs a model once and reads its sites.
+
+    Args:
+        model: A Pyro model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        init_loc_fn: Value of each latent site at the initial point.
+
+    Raises:
+        ValueError: If the model has no continuous latent site, a latent that can be neither transformed
+            nor enumerated, data that are NaN or outside their distribution's support, a local latent in
+            a subsampled plate, or a latent whose support depends on another.
+    """
+    trace = _trace(model, args, kwargs, init_loc_fn)
+    shaken = _trace(model, args, kwargs, _shake(trace))
+    _check_static(trace, shaken)
+    latents: list[LatentSite] = []
+    initial: list[Tensor] = []
+    discrete: list[str] = []
+    deterministic: dict[str, torch.Size] = {}
+    observed: list[str] = []
+    plates: dict[str, tuple[tuple[int, str], ...]] = {}
+    subsampled: dict[str, tuple[int, int]] = {}
+    subsamples: dict[str, Tensor] = {}
+    nesting, position = 0, 0
+    dtype, device = _float_type(trace)
+    for name, site in trace.nodes.items():
+        if site["type"] == "param":
+            warnings.warn(
+                f"the model has a pyro.param, {name!r}: its value is kept as it is, only latent variables are inferred",
+                stacklevel=3,
+            )
+        if site["type"] != "sample":
+            continue
+        if site_is_subsample(site):
+            subsamples[name] = site["value"]
+            continue
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+        plates[name] = tuple(sorted((f.dim, f.name) for f in frames))
+        fn = site["fn"]
+        if not site["infer"].get("_deterministic"):
+            nesting = max([nesting, len(fn.batch_shape)] + [-f.dim for f in frames])
+        sized = {f.name: (f.size, f.full_size) for f in frames if f.full_size not in (None, f.size)}
+        subsampled.update(sized)
+        if site["infer"].get("_deterministic"):
+            deterministic[name] = site["value"].shape
+        elif site["is_observed"]:
+            if _is_data(site, shaken.nodes[name]):
+                _check_data(site)
+                observed.append(name)
+        elif getattr(fn.support, "is_discrete", False):
+            if not fn.has_enumerate_support:
+                raise ValueError(
+                    f"the model's latent site {name!r} ({_name(fn)}) is discrete and has no finite support to sum "
+                    "over: marginalise it by hand or give it a continuous relaxation"
+                )
+            discrete.append(name)
+        else:
+            if sized:
+                plate, (size, full) = next(iter(sized.items()))
+                raise ValueError(
+                    f"the latent site {name!r} lies in the plate {plate!r}, which is subsampled ({size} of {full}): "
+                    "a flow has no variable for the others. Run on the full data, or amortise the local latents "
+                    "and give the flow guide poutine.block(model, expose=[the global sites])"
+                )
+            transform = _transform(site, shaken.nodes[name])
+            free = transform.inv(site["value"].to(device=device, dtype=dtype)).detach()
+            latents.append(
+                LatentSite(name, site["value"].shape, fn.batch_shape, free.shape, transform, position)
+            )
+            initial.append(free.reshape(-1))
+            position += free.numel()
+    if position == 0:
+        raise ValueError("the model has no continuous latent site: there is nothing for a flow to infer")
+    return ModelStructure(
+        tuple(latents), tuple(discrete), deterministic, tuple(observed), plates, subsampled, subsamples,
+        nesting, torch.cat(initial),
+    )  # fmt: skip
+
+
+def _trace(model: Callable, args: tuple, kwargs: dict, init_loc_fn: Callable) -> poutine.Trace:
+    with torch.no_grad():
+        trace = poutine.block(poutine.trace(InitMessenger(with_fallback(init_loc_fn))(model)).get_trace)(*args, **kwargs)
+    return trace
+
+
+def _shake(trace: poutine.Trace) -> Callable:
+    """An ``init_loc_fn`` for a second run, at another value of each continuous latent site."""
+
+    def init(site: dict[str, Any] | None = None) -> Any:
+        first = trace.nodes.get(site["name"])
+        fn = site["fn"]
+        if first is None or getattr(fn.support, "is_discrete", False):
+            return init_to_center(site)
+        transform = biject_to(fn.support)
+        free = transform.inv(first["value"])
+        # fixed and uneven, so that neither an ordering nor a symmetric branch hides a difference
+        return transform(free + torch.linspace(0.3, 0.9, max(free.numel(), 1)).to(free).reshape(free.shape))
+
+    return init
+
+
+def _check_static(trace: poutine.Trace, shaken: poutine.Trace) -> None:
+    def shapes(t: poutine.Trace) -> dict[str, tuple]:
+        return {
+            k: tuple(v["value"].shape) for k, v in t.nodes.items()
+            if v["type"] == "sample" and torch.is_tensor(v["value"]) and not site_is_subsample(v)
+        }  # fmt: skip
+
+    first, second = shapes(trace), shapes(shaken)
+    if first != second:
+        differing = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+        raise ValueError(
+            f"the model has dynamic structure: the sites {differing} appear, vanish or change their shape with the "
+            "values of other latents; a flow needs a fixed set of variables"
+        )
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and any(not f.vectorized for f in site["cond_indep_stack"]):
+            if not site["is_observed"] and not site_is_subsample(site):
+                raise ValueError(
+                    f"the latent site {name!r} lies in a sequential plate (for i in pyro.plate(...)); "
+                    "use a vectorised plate (with pyro.plate(...)), or a plain Python loop"
+                )
+
+
+def _transform(site: dict[str, Any], shaken: dict[str, Any]) -> Transform:
+    name = site["name"]
+    try:
+        transform = biject_to(site["fn"].support)
+        free = transform.inv(site["value"])
+        other = biject_to(shaken["fn"].support)(free)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the latent site {name!r} ({_name(site['fn'])}) has a support without a known bijection from the "
+            "real numbers; sample it from dist.ImproperUniform and score it with obs=... instead"
+        ) from error
+    if not torch.allclose(transform(free), other, rtol=1e-6, atol=0.0, equal_nan=True):
+        raise ValueError(
+            f"the support of the latent site {name!r} depends on another latent; sample a fraction in a fixed "
+            "range, for instance dist.Uniform(0, 1), and scale it with pyro.deterministic"
+        )
+    return transform
+
+
+def _is_data(site: dict[str, Any], shaken: dict[str, Any]) -> bool:
+    """Whether an observed value stays the same when the latents change; factors and priors by obs= do not."""
+    value, other = site["value"], shaken["value"]
+    if type(site["fn"]).__name__ == "Unit" or not torch.is_tensor(value):
+        return False
+    return bool(((value == other) | ((value != value) & (other != other))).all())
+
+
+def _check_data(site: dict[str, Any]) -> None:
+    value, mask = site["value"], site["mask"]
+    fn, masks = site["fn"], [mask]
+    while hasattr(fn, "base_dist") and hasattr(fn, "_mask"):
+        masks.append(fn._mask)
+        fn = fn.base_dist
+    if any(m is False for m in masks):
+        return
+    seen = torch.tensor(True)
+    for m in masks:
+        if torch.is_tensor(m):
+            seen = seen & m
+    event = value.dim() - seen.dim()
+    seen = seen.reshape(seen.shape + (1,) * event) if seen.dim() and event > 0 else seen
+    if value.is_floating_point() and bool((value.isnan() & seen.to(value.device)).any()):
+        count = int((value.isnan() & seen.to(value.device)).sum())
+        raise ValueError(
+            f"the data observed at site {site['name']!r} contain {count} NaN; leave them out, or mask them "
+            "with poutine.mask or obs_mask"
+        )
+    if all(m is None or m is True for m in masks):
+        try:
+            inside = fn.support.check(value)
+        except (NotImplementedError, ValueError, RuntimeError):
+            return
+        if not bool(inside.all()):
+            raise ValueError(
+                f"the data observed at site {site['name']!r} lie outside the support of {_name(fn)} "
+                f"({fn.support}) in {int((~inside).sum())} places"
+            )
+
+
+def _float_type(trace: poutine.Trace) -> tuple[torch.dtype, torch.device]:
+    """The widest floating dtype among values of sites, so that float64 data stay float64; and the device."""
+    values = [
+        v["value"] for v in trace.nodes.values()
+        if v["type"] == "sample" and torch.is_tensor(v["value"]) and v["value"].is_floating_point()
+    ]  # fmt: skip
+    dtype = torch.get_default_dtype() if not values else values[0].dtype
+    device = values[0].device if values else torch.get_default_device()
+    for value in values:
+        dtype = torch.promote_types(dtype, value.dtype)
+        device = value.device if value.device.type != "cpu" else device
+    return dtype, device
+
+
+def _float_like(fn: Any) -> Tensor:
+    """An empty tensor of the dtype and device of a distribution's parameters."""
+    for value in vars(fn).values():
+        if torch.is_tensor(value) and value.is_floating_point():
+            return value.new_empty(0)
+    base = getattr(fn, "base_dist", None)
+    return torch.empty(0) if base is None else _float_like(base)
+
+
+def _name(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__

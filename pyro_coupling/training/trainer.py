@@ -1,0 +1,204 @@
+"""The one training loop: every flow that is fitted to an unnormalised density is fitted here."""
+
+from __future__ import annotations
+
+__all__ = ["TrainingRecord", "Trainer", "TrainingState"]
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diagnostics import relative_ess
+from ..targets import Target
+from ..transforms import Bijection
+from .objectives import ESTIMATORS, reverse_kl_backward
+from .schedule import Schedule
+
+_WINDOW = 200  # steps over which progress is judged
+_CLIP = 10.0
+_AVERAGE = 0.99
+
+
+@dataclass
+class TrainingRecord:
+    """What happened in a run.
+
+    Attributes:
+        num_steps: Steps taken.
+        seconds: Time they took.
+        elbo: Mean log weight in each window of steps.
+        ess: Relative effective sample size of the log weights in each window.
+        steps: Step at which each window ended.
+        skipped_samples: Samples left out because they were not finite.
+        skipped_steps: Steps left out because no gradient was finite.
+        interrupted: Whether the user broke the run off.
+        stopped_by: ``"converged"``, ``"max_steps"``, ``"max_seconds"`` or ``"interrupt"``.
+    """
+
+    num_steps: int = 0
+    seconds: float = 0.0
+    elbo: list[float] = field(default_factory=list)
+    ess: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    skipped_samples: int = 0
+    skipped_steps: int = 0
+    stopped_by: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A glance at a running fit, for a progress line.
+
+    Attributes:
+        step: Steps taken.
+        seconds: Time they took.
+        progress: Part of the budget that is used, 0 to 1.
+        log_weights: Log weights of the latest steps, ``(n,)``.
+    """
+
+    step: int
+    seconds: float
+    progress: float
+    log_weights: Tensor
+
+
+class Trainer:
+    """Fits a flow to a target by the reverse Kullback-Leibler divergence, with Adam.
+
+    Samples at which the target is not finite are left out and counted; a step without a finite gradient
+    is skipped; the gradient norm is clipped. The parameters of the result are a running average over the
+    last steps. A run ends when the fit no longer improves, at the latest at a given step or time.
+
+    Args:
+        flow: Base noise to sample; its parameters are trained in place.
+        target: The density.
+        num_particles: Samples in each step.
+        learning_rate: Peak step size.
+        estimator: Gradient estimator, see `objectives.reverse_kl_backward`.
+        max_steps: Largest number of steps.
+        max_seconds: Longest time.
+        generator: Source of randomness.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        flow: Bijection,
+        target: Target,
+        *,
+        num_particles: int = 128,
+        learning_rate: float = 1e-3,
+        estimator: str = "path",
+        max_steps: int = 50_000,
+        max_seconds: float = math.inf,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        for name, value in (("num_particles", num_particles), ("learning_rate", learning_rate),
+                            ("max_steps", max_steps), ("max_seconds", max_seconds)):  # fmt: skip
+            if not value > 0:
+                raise ValueError(f"Trainer: {name} must be positive, got {value}")
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"Trainer: estimator must be one of {ESTIMATORS}, got {estimator!r}")
+        self.flow = flow
+        self.target = target
+        self.num_particles = num_particles
+        self.learning_rate = learning_rate
+        self.estimator = estimator
+        self.generator = generator or torch.Generator(device=target.device)
+        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+        self.averages = [p.detach().clone() for p in self.parameters]
+        self.schedule = Schedule(max_steps, max_seconds)
+        self.record = TrainingRecord()
+        self._recent: deque[Tensor] = deque(maxlen=_WINDOW)
+
+    def run(self, watch: Callable[[TrainingState], Any] | None = None) -> TrainingRecord:
+        """Trains until the end. A KeyboardInterrupt ends it early and keeps what was learned.
+
+        Args:
+            watch: Called after every step.
+        """
+        began = time.monotonic()
+        try:
+            while True:
+                seconds = time.monotonic() - began
+                if self.schedule.over(self.record.num_steps, seconds):
+                    break
+                self._step(seconds)
+                self.record.seconds = time.monotonic() - began
+                if watch is not None:
+                    watch(self.state())
+            self.record.stopped_by = self._reason()
+        except KeyboardInterrupt:
+            self.record.stopped_by = "interrupt"
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.averages)
+        return self.record
+
+    def state(self) -> TrainingState:
+        """A glance at the fit as it is now."""
+        record = self.record
+        recent = list(self._recent)[-20:]
+        log_weights = torch.cat(recent) if recent else torch.empty(0)
+        return TrainingState(
+            record.num_steps, record.seconds, self.schedule.progress(record.num_steps, record.seconds), log_weights
+        )
+
+    def _step(self, seconds: float) -> None:
+        record, step = self.record, self.record.num_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self.schedule.factor(step, seconds)
+        z = torch.randn(
+            self.num_particles, self.target.dim,
+            dtype=self.target.dtype, device=self.target.device, generator=self.generator,
+        )  # fmt: skip
+        self.optimizer.zero_grad(set_to_none=True)
+        log_weights = reverse_kl_backward(self.flow, self.target, z, self.estimator)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP, foreach=True)
+        if bool(norm.isfinite()):
+            self.optimizer.step()
+        else:
+            record.skipped_steps += 1
+        # the average reaches back over the last hundred steps, and over fewer at the start
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], max(1 - _AVERAGE, 1 / (step + 1)))
+        record.skipped_samples += int((~log_weights.isfinite()).sum())
+        record.num_steps += 1
+        self._recent.append(log_weights)
+        if record.num_steps % _WINDOW == 0:
+            self._judge(seconds)
+
+    def _judge(self, seconds: float) -> None:
+        """Notes how good the fit is, and begins the decay once it is good or no longer improves."""
+        record = self.record
+        log_weights = torch.cat(list(self._recent))
+        finite = log_weights[log_weights.isfinite()]
+        record.steps.append(record.num_steps)
+        record.elbo.append(finite.mean().item() if len(finite) else -math.inf)
+        record.ess.append(relative_ess(log_weights))
+        variance = finite.var().item() if len(finite) > 1 else math.inf
+        if variance < 0.02 or self._stalled():
+            self.schedule.begin_decay(record.num_steps, seconds)
+
+    def _stalled(self) -> bool:
+        """Whether neither ELBO nor effective sample size has been gaining over the last ten windows."""
+        elbo, ess = self.record.elbo, self.record.ess
+        if len(elbo) < 20:
+            return False
+
+        def gain(values: list[float]) -> float:
+            return sum(values[-5:]) / 5 - sum(values[-20:-15]) / 5
+
+        return gain(elbo) < 0.01 and gain(ess) < 0.01
+
+    def _reason(self) -> str:
+        if self.record.num_steps >= self.schedule.max_steps:
+            return "max_steps"
+        return "max_seconds" if self.record.seconds >= self.schedule.max_seconds else "converged"

@@ -1,0 +1,140 @@
+"""The learned affine map a flow ends in: it carries location and scale, so that couplings need not."""
+
+from __future__ import annotations
+
+__all__ = ["DiagonalAffine", "LowerTriangularAffine"]
+
+import torch
+from torch import Tensor, nn
+
+from .base import Bijection
+
+
+class DiagonalAffine(Bijection):
+    """``y = loc + scale * (shift + exp(log_diag) * x)``, for events of any shape.
+
+    ``loc`` and ``scale`` are set by a warm start and stay fixed; ``shift`` and ``log_diag`` are learned
+    and start at zero. So a step of the optimiser is measured in units of ``scale``, whether that is
+    1e-3 or 1e5.
+
+    Args:
+        loc: Location, of the event's shape.
+        scale: Positive scales, like ``loc``; ones if not given.
+
+    Example:
+        >>> import torch
+        >>> DiagonalAffine(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))(torch.ones(2))
+        tensor([4., 6.], grad_fn=<AddcmulBackward0>)
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor | None = None) -> None:
+        super().__init__(loc.shape)
+        self.register_buffer("loc", torch.empty_like(loc))
+        self.register_buffer("scale", torch.empty_like(loc))
+        self.shift = nn.Parameter(torch.zeros_like(loc))
+        self.log_diag = nn.Parameter(torch.zeros_like(loc))
+        self.set(loc, torch.ones_like(loc) if scale is None else scale)
+
+    @torch.no_grad()
+    def set(self, loc: Tensor, scale: Tensor) -> None:
+        """Moves the map to ``loc + scale * x`` and forgets what was learned."""
+        if scale.shape != self.event_shape or not bool((scale > 0).all()):
+            raise ValueError(f"DiagonalAffine: scale must be positive and of shape {tuple(self.event_shape)}")
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+        self.shift.zero_()
+        self.log_diag.zero_()
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = torch.addcmul(self.loc + self.scale * self.shift, self.scale * self.log_diag.exp(), x)
+        return y, self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = ((y - self.loc) / self.scale - self.shift) * (-self.log_diag).exp()
+        return x, -self._log_det(y)
+
+    def forward_and_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, log_det = self.forward_and_log_det(x)
+        return y, log_det, score * (-self.log_diag.detach()).exp() / self.scale
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        value = (self.scale.log() + self.log_diag).sum()
+        return value.expand(x.shape[: x.dim() - len(self.event_shape)])
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}"
+
+
+class LowerTriangularAffine(Bijection):
+    """``y = loc + scale_tril (shift + L x)`` with L lower-triangular, its diagonal ``exp(log_diag)``.
+
+    ``loc`` and ``scale_tril`` are set by a warm start and stay fixed; ``shift``, ``log_diag`` and the
+    part of L below the diagonal, ``below``, are learned and start at zero: see `DiagonalAffine`.
+
+    Args:
+        loc: Location, ``(dim,)``.
+        scale_tril: Lower-triangular with positive diagonal, ``(dim, dim)``; the identity if not given.
+
+    Example:
+        >>> import torch
+        >>> flow = LowerTriangularAffine(torch.zeros(2), torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
+        >>> y, log_det = flow.forward_and_log_det(torch.ones(2))
+        >>> y.tolist(), round(log_det.item(), 4)
+        ([2.0, 2.0], 0.6931)
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor | None = None) -> None:
+        super().__init__(loc.shape)
+        dim = len(loc)
+        self.register_buffer("loc", torch.empty_like(loc))
+        self.register_buffer("scale_tril", loc.new_empty(dim, dim))
+        self.shift = nn.Parameter(torch.zeros_like(loc))
+        self.log_diag = nn.Parameter(torch.zeros_like(loc))
+        self.below = nn.Parameter(loc.new_zeros(dim, dim))
+        self.set(loc, torch.eye(dim, dtype=loc.dtype, device=loc.device) if scale_tril is None else scale_tril)
+
+    @torch.no_grad()
+    def set(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Moves the map to ``loc + scale_tril x`` and forgets what was learned."""
+        dim = len(self.loc)
+        if scale_tril.shape != (dim, dim) or not bool((scale_tril.diagonal() > 0).all()):
+            raise ValueError(f"LowerTriangularAffine: scale_tril must be ({dim}, {dim}) with a positive diagonal")
+        self.loc.copy_(loc)
+        self.scale_tril.copy_(scale_tril.tril())
+        for parameter in (self.shift, self.log_diag, self.below):
+            parameter.zero_()
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = self.loc + (self.shift + x @ self._learned().mT) @ self.scale_tril.mT
+        return y, self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        white = _solve(self.scale_tril, y - self.loc) - self.shift
+        return _solve(self._learned(), white), -self._log_det(y)
+
+    def forward_and_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, log_det = self.forward_and_log_det(x)
+        with torch.no_grad():
+            score = _solve(self.scale_tril, _solve(self._learned(), score, transpose=True), transpose=True)
+        return y, log_det, score
+
+    def _learned(self) -> Tensor:
+        return self.below.tril(-1) + torch.diag(self.log_diag.exp())
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        value = self.scale_tril.diagonal().log().sum() + self.log_diag.sum()
+        return value.expand(x.shape[:-1])
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}"
+
+
+def _solve(tril: Tensor, rows: Tensor, transpose: bool = False) -> Tensor:
+    """``tril^-1 row`` (or ``tril^-T row``) for every row of ``rows``, ``(*batch, dim)``."""
+    matrix = tril if transpose else tril.mT
+    flat = rows.reshape(-1, rows.size(-1))
+    return torch.linalg.solve_triangular(matrix, flat, upper=not transpose, left=False).reshape(rows.shape)

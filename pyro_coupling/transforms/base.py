@@ -1,0 +1,262 @@
+"""The base class of every bijection: two methods in, Pyro's whole transform protocol out."""
+
+from __future__ import annotations
+
+__all__ = ["Bijection"]
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+from torch.distributions import constraints
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+def _checked(method: Callable) -> Callable:
+    """Adds the check of input and context to a method of a subclass."""
+
+    @functools.wraps(method)
+    def checked(self: Bijection, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        n = len(self.event_shape)
+        if x.dim() < n or x.shape[x.dim() - n :] != self.event_shape:
+            raise ValueError(
+                f"{type(self).__name__}: the input must end in the event shape {tuple(self.event_shape)}, "
+                f"but has shape {tuple(x.shape)}"
+            )
+        if self.context_dim:
+            _check_context(self, context)
+        return method(self, x, context)
+
+    return checked
+
+
+def _check_context(bijection: Bijection, context: Tensor | None) -> None:
+    name, size = type(bijection).__name__, bijection.context_dim
+    if context is None:
+        raise ValueError(f"{name}: context of {size} features is missing; pass context=... or use condition(context)")
+    if context.dim() < 1 or context.size(-1) != size:
+        raise ValueError(f"{name}: context must end in {size} features, but has shape {tuple(context.shape)}")
+
+
+class Bijection(TransformModule, ConditionalTransformModule):
+    """An invertible map that states its value and its log-determinant together.
+
+    A subclass implements `forward_and_log_det` and `inverse_and_log_det`; this class turns the two
+    into the protocol of ``torch.distributions.Transform`` and of Pyro's ``TransformModule`` and
+    ``ConditionalTransformModule``. Inputs are checked here, once, for every subclass.
+
+    Scoring a sample that was just drawn costs no second pass: the call leaves a note of its input and
+    log-determinant, keyed weakly by its output. The note is gone as soon as the caller lets go of the
+    output, when it has been used, or when a parameter has changed since; the *value* of a call is
+    always computed anew.
+
+    Args:
+        event_shape: Shape of one input, ``()`` for maps of single numbers.
+        context_dim: Number of context features the map depends on; 0 for none.
+    """
+
+    bijective = True
+
+    def __init__(self, event_shape: tuple[int, ...], context_dim: int = 0) -> None:
+        super().__init__(cache_size=0)
+        self.event_shape = torch.Size(event_shape)
+        self.context_dim = context_dim
+        self._notes = WeakIdKeyDictionary()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("forward_and_log_det", "inverse_and_log_det"):
+            if name in cls.__dict__:
+                setattr(cls, name, _checked(cls.__dict__[name]))
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps base noise to a sample.
+
+        Args:
+            x: Input, ``(*batch, *event_shape)``.
+            context: Context, broadcastable to ``(*batch, context_dim)``.
+
+        Returns:
+            The output ``(*batch, *event_shape)`` and ``log|det dy/dx|``, ``(*batch,)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to implement forward_and_log_det")
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps a sample back to base noise.
+
+        Args:
+            y: Output of the map, ``(*batch, *event_shape)``.
+            context: Context, broadcastable to ``(*batch, context_dim)``.
+
+        Returns:
+            The input ``(*batch, *event_shape)`` and ``log|det dx/dy|``, ``(*batch,)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to implement inverse_and_log_det")
+
+    def forward_and_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps a sample forward together with the gradient of its log density.
+
+        If x has the density q_x and ``score`` is its gradient at x, then the density of y is
+        log q_y(y) = log q_x(x(y)) + log|det dx/dy|; its gradient in y is what a path gradient needs.
+        The score is a plain number to autograd: no gradient flows through it.
+
+        Args:
+            x: Input, ``(*batch, *event_shape)``.
+            score: Gradient of the log density at x, like x.
+            context: Context, broadcastable to ``(*batch, context_dim)``.
+
+        Returns:
+            Output, ``log|det dy/dx|``, and the score at the output.
+
+        Reference:
+            Vaitl, Winkler, Richter, Kessel. Fast and unified path gradient estimators for normalizing
+            flows. ICLR 2024 (proposition 3.2).
+        """
+        y, log_det = self.forward_and_log_det(x, context)
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_()
+            back, inverse_log_det = self.inverse_and_log_det(leaf, context)
+            ones = torch.ones_like(inverse_log_det)
+            outputs, weights = [back], [score]
+            if inverse_log_det.requires_grad:
+                outputs, weights = [back, inverse_log_det], [score, ones]
+            (new_score,) = torch.autograd.grad(outputs, [leaf], weights)
+        return y, log_det, new_score
+
+    # Pyro's protocol. Nothing below is overridden by a layer.
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def inv(self) -> Bijection:
+        """The inverse as a bijection of its own; ``t.inv.inv is t``."""
+        if self._inv is None:
+            # past nn.Module's registration: an inverse has the bijection as its child, not the reverse
+            object.__setattr__(self, "_inv", Inverse(self))
+        return self._inv
+
+    def condition(self, context: Tensor) -> Bijection:
+        """This map with its context fixed: a plain Pyro transform.
+
+        Args:
+            context: Context, ``(*batch, context_dim)``.
+        """
+        return Conditioned(self, context) if self.context_dim else self
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        """Returns the bijection itself, which needs no cache of Pyro's to score its own samples."""
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value alone, for use as an ``nn.Module``."""
+        return self._call(x)
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, log_det = self.forward_and_log_det(x)
+        self._note(y, x, log_det)
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        note = self._noted(y)
+        if note is not None:
+            return note[0]
+        x, log_det = self.inverse_and_log_det(y)
+        self._note(x, y, -log_det)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """``log|det dy/dx|``, ``(*batch,)``, of an input and the output that belongs to it."""
+        for output, source in ((y, x), (x, y)):
+            note = self._noted(output)
+            if note is not None and note[0] is source:
+                # used up: a second backward through the same graph would fail
+                self._notes.clear()
+                return note[1]
+        return self.forward_and_log_det(x)[1]
+
+    def _note(self, output: Tensor, source: Tensor, log_det: Tensor) -> None:
+        if output is source or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        self._notes.clear()  # one note at a time, so that memory cannot pile up
+        self._notes[output] = (source, log_det, torch.is_grad_enabled(), self._versions())
+
+    def _noted(self, output: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Input and log-determinant of the call that made ``output``, if they still hold."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        note = self._notes.get(output)
+        if note is None or note[3] != self._versions() or (torch.is_grad_enabled() and not note[2]):
+            return None
+        return note[0], note[1]
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(id(p), p._version) for p in self.parameters()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["_notes"] = None  # notes belong to tensors, not to the module
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._notes = WeakIdKeyDictionary()
+
+    def __repr__(self) -> str:
+        return torch.nn.Module.__repr__(self)
+
+
+class Inverse(Bijection):
+    """A bijection run backwards."""
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__(bijection.event_shape, bijection.context_dim)
+        self.bijection = bijection
+
+    @property
+    def inv(self) -> Bijection:
+        return self.bijection
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(x, context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(y, context)
+
+    # A sample drawn forwards and scored backwards meets its note in the original, which keeps it.
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.bijection._inverse(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.bijection._call(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.bijection.log_abs_det_jacobian(y, x)
+
+
+class Conditioned(Bijection):
+    """A bijection with its context fixed. It lives as long as the context does."""
+
+    def __init__(self, bijection: Bijection, context: Tensor) -> None:
+        super().__init__(bijection.event_shape)
+        _check_context(bijection, context)
+        self.bijection = bijection
+        self.context = context
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(x, self.context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(y, self.context)

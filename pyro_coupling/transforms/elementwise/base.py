@@ -1,0 +1,39 @@
+"""What an elementwise map is: a monotone function of one number, its parameters given from outside."""
+
+from __future__ import annotations
+
+__all__ = ["Elementwise"]
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Elementwise(ABC):
+    """A monotone map of single numbers; parameters that are all zero make it the identity.
+
+    Subclasses are frozen dataclasses: they hold settings and no tensors, so that they compare, print
+    and pickle. Parameters come parameter-major, ``(*batch, num_params, features)``: a slice of one
+    parameter for all features is contiguous.
+    """
+
+    @property
+    @abstractmethod
+    def num_params(self) -> int:
+        """Number of raw parameters for each feature."""
+
+    @abstractmethod
+    def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and log slope.
+
+        Args:
+            x: Input, ``(*batch, features)``.
+            params: Raw parameters, ``(*batch, num_params, features)``, any real numbers.
+
+        Returns:
+            y and ``log dy/dx``, both ``(*batch, features)``.
+        """
+
+    @abstractmethod
+    def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Value of the inverse and its log slope, ``log dx/dy``."""

@@ -1,0 +1,140 @@
+"""Which part of an event a coupling leaves alone and which it moves: boolean masks, and what reads them.
+
+A mask has the shape of an event; True marks an entry that stays and feeds the conditioner, False one
+that is moved.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Partition", "alternating", "halves", "mask_sequence", "random_pair"]
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Partition(nn.Module):
+    """Splits flattened events into the entries that stay and those that are moved, and joins them again.
+
+    Args:
+        mask: Boolean, one entry for each of the event; True stays. At least one entry must be False.
+
+    Raises:
+        TypeError: If the mask is not boolean.
+        ValueError: If the mask moves nothing.
+
+    Example:
+        >>> import torch
+        >>> stay, move = Partition([True, False, True]).split(torch.tensor([1.0, 2.0, 3.0]))
+        >>> stay, move
+        (tensor([1., 3.]), tensor([2.]))
+    """
+
+    def __init__(self, mask: Tensor | Sequence[bool]) -> None:
+        super().__init__()
+        mask = torch.as_tensor(mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"Partition: mask must be boolean (True stays, False moves), found {mask.dtype}")
+        flat = mask.flatten()
+        if bool(flat.all()):
+            raise ValueError(f"Partition: mask of {flat.numel()} entries moves nothing, one must be False")
+        self.event_shape = mask.shape
+        self.num_staying = int(flat.sum())
+        self.num_moving = flat.numel() - self.num_staying
+        order = torch.cat([flat.nonzero().flatten(), (~flat).nonzero().flatten()])
+        # part of the state, so that a flow loaded from a file splits as the saved one did
+        self.register_buffer("order", order)
+        self.register_buffer("inverse_order", order.argsort())
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(*batch, n)`` -> ``(*batch, num_staying)``, ``(*batch, num_moving)``."""
+        staying, moving = self.order.split([self.num_staying, self.num_moving])
+        return x.index_select(-1, staying), x.index_select(-1, moving)
+
+    def join(self, staying: Tensor, moving: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return torch.cat([staying, moving], -1).index_select(-1, self.inverse_order)
+
+    def extra_repr(self) -> str:
+        signs = "".join("." if i < self.num_staying else "#" for i in self.inverse_order.tolist())
+        shown = signs if len(signs) <= 32 else signs[:29] + "..."
+        return f"{shown}, {self.num_staying} stay, {self.num_moving} move"
+
+
+def halves(event_shape: int | Sequence[int], split_dim: int | None = None, dim: int = -1) -> Tensor:
+    """The first ``split_dim`` slices along ``dim`` stay; half of them (rounded down) if not given.
+
+    Args:
+        event_shape: Shape of an event, or its size.
+        split_dim: Number of slices that stay, from 0 to the size less one.
+        dim: Dimension that is split, negative.
+
+    Example:
+        >>> halves(4)
+        tensor([ True,  True, False, False])
+    """
+    shape = _as_shape(event_shape)
+    if not -len(shape) <= dim <= -1:
+        raise ValueError(f"halves: dim must be from {-len(shape)} to -1 for event shape {shape}, got {dim}")
+    size = shape[dim]
+    split_dim = size // 2 if split_dim is None else split_dim
+    if not 0 <= split_dim < size:
+        raise ValueError(f"halves: split_dim must be from 0 to {size - 1}, got {split_dim}")
+    column = (torch.arange(size) < split_dim).reshape((-1,) + (1,) * (-dim - 1))
+    return column.expand(shape).clone()
+
+
+def alternating(event_shape: int | Sequence[int], phase: int = 0) -> Tensor:
+    """Every second entry stays, beginning with the first where ``phase`` is 0.
+
+    Example:
+        >>> alternating(4)
+        tensor([ True, False,  True, False])
+    """
+    shape = _as_shape(event_shape)
+    return (torch.arange(math.prod(shape)) % 2 == phase % 2).reshape(shape)
+
+
+def random_pair(event_shape: int | Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A random half and its complement, which depend on ``seed`` alone.
+
+    Example:
+        >>> first, second = random_pair(6, seed=3)
+        >>> bool((first ^ second).all()), int(first.sum())
+        (True, 3)
+    """
+    shape = _as_shape(event_shape)
+    size = math.prod(shape)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    first = (order < size // 2).reshape(shape)
+    return first, ~first
+
+
+def mask_sequence(kind: str, event_shape: int | Sequence[int], num_layers: int, seed: int = 0) -> list[Tensor]:
+    """Masks for ``num_layers`` couplings, in pairs of which each moves what the other leaves alone.
+
+    Args:
+        kind: ``"random"`` (a new random half for each pair), ``"halves"`` or ``"alternating"``.
+        event_shape: Shape of an event, or its size. An event of one entry is moved by every layer.
+        num_layers: Number of masks.
+        seed: For the random ones.
+    """
+    shape = _as_shape(event_shape)
+    if kind not in ("random", "halves", "alternating"):
+        raise ValueError(f"mask_sequence: kind must be 'random', 'halves' or 'alternating', got {kind!r}")
+    if math.prod(shape) == 1:
+        return [torch.zeros(shape, dtype=torch.bool)] * num_layers
+    masks: list[Tensor] = []
+    for pair in range(-(-num_layers // 2)):
+        if kind == "random":
+            masks += random_pair(shape, seed=seed + pair)
+        else:
+            first = halves(shape) if kind == "halves" else alternating(shape)
+            masks += [first, ~first]
+    return masks[:num_layers]
+
+
+def _as_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
