@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["neural_spline", "nice", "real_nvp"]
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,11 +24,13 @@ from .transforms import (
     DiagonalAffine,
     Elementwise,
     Partition,
+    Permutation,
     RationalQuadraticSpline,
     Scale,
     Shift,
     TanhScale,
-    mask_sequence,
+    alternating,
+    halves,
 )
 
 
@@ -45,8 +48,8 @@ def nice(
         num_layers: Number of couplings.
         hidden_dims: Sizes of the hidden layers of each conditioner.
         context_dim: Number of context features; 0 for none.
-        **kwargs: ``mask`` (``"random"`` pairs of complementary halves, ``"halves"`` or
-            ``"alternating"``), ``seed`` (of the random masks), ``activation``, ``separate``,
+        **kwargs: ``mask`` (what stays: ``"random"`` halves, ``"halves"`` or ``"alternating"``, each
+            followed by its complement), ``seed`` (of the random masks), ``activation``, ``separate``,
             ``outer_affine`` (end in a learned location and scale; True).
 
     Reference:
@@ -143,8 +146,16 @@ def _couplings(
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")
     parts: list[Bijection] = []
-    for stays in mask_sequence(mask, shape, num_layers, seed):
-        partition = Partition(stays)
+    if mask not in ("random", "halves", "alternating"):
+        raise ValueError(f"mask must be 'random', 'halves' or 'alternating', got {mask!r}")
+    size = math.prod(shape)
+    for layer in range(num_layers):
+        stays = alternating(shape) if mask == "alternating" else halves(size).reshape(shape)
+        if mask == "random" and layer % 2 == 0 and size > 1:
+            # a random half as a cut after a random reordering: the same flow, and cheaper than gathering
+            parts.append(Permutation.random(size, seed + layer, shape))
+        # every second layer moves what the one before left alone; an event of one entry is always moved
+        partition = Partition(~stays if layer % 2 and size > 1 else stays)
         features = partition.num_staying + context_dim
         conditioner = mlp(
             features, elementwise.num_params, partition.num_moving, hidden_dims, activation, separate

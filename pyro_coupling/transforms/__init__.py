@@ -24,7 +24,7 @@ from .helpers import (
     conditional_spline_coupling,
     spline_coupling,
 )
-from .partitions import Partition, alternating, halves, mask_sequence, random_pair
+from .partitions import Partition, alternating, halves, random_pair
 from .permutation import Permutation
 
 __all__ = [
@@ -52,7 +52,6 @@ __all__ = [
     "conditional_affine_coupling",
     "conditional_spline_coupling",
     "halves",
-    "mask_sequence",
     "random_pair",
     "spline_coupling",
 ]

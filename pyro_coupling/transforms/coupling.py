@@ -84,8 +84,9 @@ class Coupling(Bijection):
             staying, moving = self.partition.split(flat)
             moved, log_slope = self.elementwise.forward_and_log_det(moving, self._parameters_from(staying, context))
             score_staying, score_moving = self.partition.split(score.reshape(flat.shape))
-            curvature = _grad([log_slope], [torch.ones_like(log_slope)], moving)
-            new_moving = (score_moving - curvature) * (-log_slope.detach()).exp()
+            if not self.elementwise.slope_is_constant:
+                score_moving = score_moving - _grad([log_slope], [torch.ones_like(log_slope)], moving)
+            new_moving = score_moving * (-log_slope.detach()).exp()
             pulled = _grad([moved, log_slope], [new_moving, torch.ones_like(log_slope)], staying)
             y = self.partition.join(staying, moved)
         new_score = self.partition.join(score_staying - pulled, new_moving)

@@ -6,7 +6,7 @@ that is moved.
 
 from __future__ import annotations
 
-__all__ = ["Partition", "alternating", "halves", "mask_sequence", "random_pair"]
+__all__ = ["Partition", "alternating", "halves", "random_pair", "reorder"]
 
 import math
 from collections.abc import Sequence
@@ -44,18 +44,29 @@ class Partition(nn.Module):
         self.num_staying = int(flat.sum())
         self.num_moving = flat.numel() - self.num_staying
         order = torch.cat([flat.nonzero().flatten(), (~flat).nonzero().flatten()])
+        # a mask that is one cut through the event needs no gathering, only views
+        self._stays_first = bool(flat[: self.num_staying].all())
+        self._stays_last = bool(flat[self.num_moving :].all())
         # part of the state, so that a flow loaded from a file splits as the saved one did
         self.register_buffer("order", order)
         self.register_buffer("inverse_order", order.argsort())
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(*batch, n)`` -> ``(*batch, num_staying)``, ``(*batch, num_moving)``."""
-        staying, moving = self.order.split([self.num_staying, self.num_moving])
-        return x.index_select(-1, staying), x.index_select(-1, moving)
+        if self._stays_last and not self._stays_first:
+            moving, staying = x.split([self.num_moving, self.num_staying], -1)
+            return staying, moving
+        if not self._stays_first:
+            x = reorder(x, self.order)
+        staying, moving = x.split([self.num_staying, self.num_moving], -1)
+        return staying, moving
 
     def join(self, staying: Tensor, moving: Tensor) -> Tensor:
         """The inverse of `split`."""
-        return torch.cat([staying, moving], -1).index_select(-1, self.inverse_order)
+        if self._stays_last and not self._stays_first:
+            return torch.cat([moving, staying], -1)
+        joined = torch.cat([staying, moving], -1)
+        return joined if self._stays_first else reorder(joined, self.inverse_order)
 
     def extra_repr(self) -> str:
         signs = "".join("." if i < self.num_staying else "#" for i in self.inverse_order.tolist())
@@ -112,28 +123,9 @@ def random_pair(event_shape: int | Sequence[int], seed: int = 0) -> tuple[Tensor
     return first, ~first
 
 
-def mask_sequence(kind: str, event_shape: int | Sequence[int], num_layers: int, seed: int = 0) -> list[Tensor]:
-    """Masks for ``num_layers`` couplings, in pairs of which each moves what the other leaves alone.
-
-    Args:
-        kind: ``"random"`` (a new random half for each pair), ``"halves"`` or ``"alternating"``.
-        event_shape: Shape of an event, or its size. An event of one entry is moved by every layer.
-        num_layers: Number of masks.
-        seed: For the random ones.
-    """
-    shape = _as_shape(event_shape)
-    if kind not in ("random", "halves", "alternating"):
-        raise ValueError(f"mask_sequence: kind must be 'random', 'halves' or 'alternating', got {kind!r}")
-    if math.prod(shape) == 1:
-        return [torch.zeros(shape, dtype=torch.bool)] * num_layers
-    masks: list[Tensor] = []
-    for pair in range(-(-num_layers // 2)):
-        if kind == "random":
-            masks += random_pair(shape, seed=seed + pair)
-        else:
-            first = halves(shape) if kind == "halves" else alternating(shape)
-            masks += [first, ~first]
-    return masks[:num_layers]
+def reorder(x: Tensor, order: Tensor) -> Tensor:
+    """``x[..., order]``, by an operation whose backward pass is fast too (that of indexing is not)."""
+    return x.gather(-1, order.expand(x.shape))
 
 
 def _as_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import Bijection
+from .partitions import reorder
 
 
 class Permutation(Bijection):
@@ -50,9 +51,9 @@ class Permutation(Bijection):
         return cls(torch.arange(size).flip(0))
 
     @classmethod
-    def random(cls, size: int, seed: int = 0) -> Permutation:
+    def random(cls, size: int, seed: int = 0, event_shape: tuple[int, ...] | None = None) -> Permutation:
         """A random order that depends on ``seed`` alone."""
-        return cls(torch.randperm(size, generator=torch.Generator().manual_seed(seed)))
+        return cls(torch.randperm(size, generator=torch.Generator().manual_seed(seed)), event_shape)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._reorder(x, self.permutation)
@@ -69,9 +70,8 @@ class Permutation(Bijection):
     def _reorder(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         batch = x.shape[: x.dim() - len(self.event_shape)]
         if len(self.event_shape) == 1:
-            return x.index_select(-1, order), x.new_zeros(batch)
-        flat = x.reshape(batch + order.shape).index_select(-1, order)
-        return flat.reshape(x.shape), x.new_zeros(batch)
+            return reorder(x, order), x.new_zeros(batch)
+        return reorder(x.reshape(batch + order.shape), order).reshape(x.shape), x.new_zeros(batch)
 
     def extra_repr(self) -> str:
         order = self.permutation.tolist()

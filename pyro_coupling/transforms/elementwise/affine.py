@@ -26,6 +26,8 @@ class Shift(Elementwise):
         (tensor([4., 4.]), tensor([0., 0.]))
     """
 
+    slope_is_constant = True
+
     @property
     def num_params(self) -> int:
         return 1
@@ -55,6 +57,7 @@ class Affine(Elementwise):
         (tensor([1., 1.]), tensor([0., 0.]))
     """
 
+    slope_is_constant = True
     scale: Scale = field(default_factory=TanhScale)
 
     def __post_init__(self) -> None:

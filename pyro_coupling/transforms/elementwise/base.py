@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Elementwise"]
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,9 @@ class Elementwise(ABC):
     and pickle. Parameters come parameter-major, ``(*batch, num_params, features)``: a slice of one
     parameter for all features is contiguous.
     """
+
+    #: Whether the slope depends on the parameters alone, not on the input. Spares a backward pass.
+    slope_is_constant: ClassVar[bool] = False
 
     @property
     @abstractmethod

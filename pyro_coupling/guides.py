@@ -1,0 +1,226 @@
+"""Pyro autoguides: a coupling flow over all continuous latents of a model."""
+
+from __future__ import annotations
+
+__all__ = ["AutoCouplingFlow"]
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import Tensor
+from torch.distributions import biject_to
+
+from . import flows
+from .targets import PyroTarget, Target, init_to_center
+from .targets.structure import with_fallback
+from .training import GaussianStart, warm_start
+from .training.warm_start import METHODS
+from .transforms import Bijection, Chain, DiagonalAffine, LowerTriangularAffine
+
+_LARGEST_TRIANGULAR = 1000  # latents above which the outer affine map is diagonal
+_QUANTILE_DRAWS = 10_000
+
+_default_flow = partial(flows.real_nvp, outer_affine=False)
+
+
+class AutoCouplingFlow(AutoContinuous):
+    """A coupling flow as a drop-in guide: it starts as the best Gaussian found, and learns from there.
+
+    Parameters are made, and the warm start is run, when the guide first meets the model's arguments;
+    or, without a model run, when a state dict is loaded.
+
+    Args:
+        model: A Pyro model of fixed structure.
+        flow: Makes the flow from the latent dimension, for instance
+            ``partial(flows.neural_spline, num_layers=4)`` or
+            ``partial(iterated, 4, transforms.affine_coupling)``; or a bijection of that dimension. A
+            learned affine map, set by the warm start, always follows. ``flows.real_nvp`` if not given.
+        init_loc_fn: Value of each site at the first starting point; sites that can't be sampled
+            (``ImproperUniform``) start at the centre of their support.
+        warm_start: ``"pathfinder"``, ``"laplace"`` or ``"init"`` (the initial point and standard
+            deviations of 0.1), see `training.warm_start`.
+        num_starts: Optimisation paths of the warm start.
+
+    Raises:
+        ValueError: For a model it can't serve, with what to do instead: see `targets.structure`.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> guide = AutoCouplingFlow(model)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> loss = svi.step(torch.tensor([1.0, 2.0, 3.0]))
+        >>> guide.median()["mu"].shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        flow: Callable[[int], Bijection] | Bijection | None = None,
+        *,
+        init_loc_fn: Callable = init_to_center,
+        warm_start: str = "pathfinder",
+        num_starts: int = 8,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"AutoCouplingFlow: model must be callable, got {type(model).__name__}")
+        if flow is not None and not callable(flow):
+            raise TypeError(f"AutoCouplingFlow: flow must be callable or a Bijection, got {type(flow).__name__}")
+        if warm_start not in METHODS:
+            raise ValueError(f"AutoCouplingFlow: warm_start must be one of {METHODS}, got {warm_start!r}")
+        if num_starts < 1:
+            raise ValueError(f"AutoCouplingFlow: num_starts must be at least 1, got {num_starts}")
+        super().__init__(model, init_loc_fn=with_fallback(init_loc_fn))
+        self.transform: Chain | None = None
+        self.starts: list[GaussianStart] = []
+        self._flow = (flow or _default_flow,)  # in a tuple, so that a bijection is not yet a child
+        self._init_loc_fn = init_loc_fn
+        self._plain_model = (model,)
+        self.warm_start = warm_start
+        self.num_starts = num_starts
+
+    def setup(
+        self,
+        target: Target,
+        args: tuple,
+        kwargs: dict[str, Any],
+        *,
+        generator: torch.Generator | None = None,
+        max_seconds: float = math.inf,
+    ) -> None:
+        """Reads the model, makes the parameters and runs the warm start on a given target.
+
+        Args:
+            target: Density over the flat unconstrained latents, for the warm start.
+            args: The model's positional arguments.
+            kwargs: The model's keyword arguments.
+            generator: Source of randomness of the warm start.
+            max_seconds: Time for the warm start.
+        """
+        with torch.no_grad():
+            super()._setup_prototype(*args, **kwargs)
+        initial = self._init_loc().to(dtype=target.dtype, device=target.device)
+        if self.transform is not None:  # loaded
+            if self.transform.event_shape[0] != self.latent_dim:
+                raise ValueError(
+                    f"AutoCouplingFlow: the loaded parameters are for {self.transform.event_shape[0]} latent "
+                    f"dimensions, the model has {self.latent_dim}"
+                )
+            return
+        self._build(self.latent_dim, initial)
+        self.starts = warm_start(
+            target, initial, self.warm_start, num_starts=self.num_starts, generator=generator, max_seconds=max_seconds
+        )
+        self._set_outer(self.starts[0])
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        target = PyroTarget(self._plain_model[0], args, kwargs, self._init_loc_fn)
+        seed = int(torch.randint(2**31, ()))  # of the global state, so that pyro.set_rng_seed governs it
+        self.setup(target, args, kwargs, generator=torch.Generator(device=target.device).manual_seed(seed))
+
+    def _build(self, dim: int, like: Tensor) -> None:
+        flow = self._flow[0]
+        if not isinstance(flow, Bijection):
+            flow = _as_bijection(flow(dim))
+        if flow.event_shape != (dim,) or flow.context_dim:
+            raise ValueError(
+                f"AutoCouplingFlow: flow must be a bijection of ({dim},) without context, found event shape "
+                f"{tuple(flow.event_shape)} and {flow.context_dim} context features"
+            )
+        outer = LowerTriangularAffine if dim <= _LARGEST_TRIANGULAR else DiagonalAffine
+        self.transform = Chain([flow, outer(like.new_zeros(dim))]).to(dtype=like.dtype, device=like.device)
+
+    def _set_outer(self, start: GaussianStart) -> None:
+        outer = self.transform[-1]
+        if isinstance(outer, DiagonalAffine):
+            outer.set(start.loc, start.scale_tril.square().sum(-1).sqrt())
+        else:
+            outer.set(start.loc, start.scale_tril)
+
+    def get_base_dist(self) -> dist.TorchDistribution:
+        """Standard normal, ``(latent_dim,)``."""
+        loc = torch.zeros_like(self._require_transform()[-1].loc)
+        return dist.Normal(loc, torch.ones_like(loc), validate_args=False).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
+        """The flow, base noise to unconstrained latents."""
+        return self._require_transform()
+
+    def _require_transform(self) -> Chain:
+        if self.transform is None:
+            raise ValueError(
+                "AutoCouplingFlow has not met its model yet: call guide(*args, **kwargs) with the model's arguments "
+                "once, or load a state dict, before it is used"
+            )
+        return self.transform
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Median of each latent variable, coordinate by coordinate in unconstrained space.
+
+        Returns:
+            Site name to tensor, of the shape of the site.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5]).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Quantiles of each latent variable from 10 000 draws, the same ones at every call.
+
+        Args:
+            quantiles: Numbers from 0 to 1.
+
+        Returns:
+            Site name to tensor ``(len(quantiles), *shape)``.
+        """
+        transform = self._require_transform()
+        if self.prototype_trace is None:
+            raise ValueError("AutoCouplingFlow: call guide(*args, **kwargs) once before median or quantiles")
+        like = transform[-1].loc
+        levels = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device)
+        if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
+            raise ValueError(f"quantiles must be a list of numbers from 0 to 1, got {quantiles}")
+        generator = torch.Generator(device=like.device).manual_seed(0)
+        z = torch.randn(_QUANTILE_DRAWS, len(like), dtype=like.dtype, device=like.device, generator=generator)
+        latents = transform.forward_and_log_det(z)[0].quantile(levels, dim=0)
+        found: dict[str, list[Tensor]] = {}
+        for latent in latents:
+            for site, value in self._unpack_latent(latent):
+                found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+        return {name: torch.stack(values) for name, values in found.items()}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        loc = state_dict.get(f"{prefix}transform.parts.1.loc")
+        if self.transform is None and loc is not None:
+            self._build(loc.numel(), loc)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        model, master = self._model, self.master
+        state = dict(super().__getstate__())
+        self._model, self.master = model, master  # Pyro clears them on the guide itself
+        state["_plain_model"] = None
+        return state
+
+
+def _as_bijection(flow: Any) -> Bijection:
+    """A bijection, or Pyro's composition of bijections (what ``iterated`` makes) as a chain."""
+    if isinstance(flow, Bijection):
+        return flow
+    parts = getattr(flow, "parts", None)
+    if parts and all(isinstance(part, Bijection) for part in parts):
+        return Chain(parts)
+    raise TypeError(
+        f"AutoCouplingFlow: flow must make a Bijection of pyro_coupling.transforms, found {type(flow).__name__}; "
+        "Pyro's AutoNormalizingFlow takes any transform"
+    )
