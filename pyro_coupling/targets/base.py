@@ -16,6 +16,7 @@ class Target(Protocol):
     dim: int
     dtype: torch.dtype
     device: torch.device
+    chunk_size: int  # points whose intermediate values fit a processor's cache
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density, up to a constant, of points ``(n, dim)``: ``(n,)``, differentiable.
@@ -36,6 +37,9 @@ def log_prob_and_score(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
         Log density ``(n,)`` and gradient ``(n, dim)``. Where either is not finite the first is ``-inf``
         and the second zero, so that one bad point spoils no other.
     """
+    if len(x) > target.chunk_size:
+        parts = [log_prob_and_score(target, part) for part in x.split(target.chunk_size)]
+        return torch.cat([log_p for log_p, _ in parts]), torch.cat([score for _, score in parts])
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         log_p = target.log_prob(leaf)

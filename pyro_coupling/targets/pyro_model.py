@@ -23,6 +23,7 @@ from torch import Tensor
 from .structure import ModelStructure, init_to_center, read_structure
 
 _PARTICLES = "_flow_particles"
+_CACHE_BYTES = 16 * 2**20
 
 
 class PyroTarget:
@@ -42,6 +43,8 @@ class PyroTarget:
         dim: Number of unconstrained coordinates.
         structure: What was read of the model.
         vectorized: Whether a batch is one run of the model.
+        stochastic: Whether the model draws random numbers of its own (a subsampled plate, a hidden latent
+            site); they are then the same at every call, so that the density is at least a function.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -70,7 +73,11 @@ class PyroTarget:
         self.device = self.structure.initial.device
         self.initial = self.structure.initial
         self.vectorized = True
+        self._frozen_seed: int | None = None
         self._check_vectorized()
+        self._check_deterministic()
+        self.bytes_per_point = self._measure_bytes()
+        self.chunk_size = max(8, _CACHE_BYTES // max(1, self.bytes_per_point))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log joint density at points ``(n, dim)``, the Jacobian of the constraints included: ``(n,)``."""
@@ -98,10 +105,12 @@ class PyroTarget:
         parts = [site.transform.inv(values[site.name]).reshape(len(values[site.name]), -1) for site in self.structure.latents]
         return torch.cat(parts, -1).to(self.dtype)
 
+    @torch.no_grad()
     def log_likelihood(self, x: Tensor) -> dict[str, Tensor]:
         """Log likelihood of each observation at points ``(n, dim)``: site -> ``(n, *batch_shape)``."""
         return self._record(x, lambda site: site["fn"].log_prob(site["value"]), self.structure.observed)
 
+    @torch.no_grad()
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """A draw of each observed site at points ``(n, dim)``: site -> ``(n, *shape)``."""
         model = poutine.uncondition(self.model)
@@ -109,8 +118,8 @@ class PyroTarget:
 
     def observed_data(self) -> dict[str, Tensor]:
         """The data: observed site -> value."""
-        with torch.no_grad(), _Substitute(self, self.initial):
-            trace = poutine.block(poutine.trace(self.model).get_trace)(*self.args, **self.kwargs)
+        with torch.no_grad(), self._aside(), _Substitute(self, self.initial):
+            trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
         return {name: trace.nodes[name]["value"] for name in self.structure.observed}
 
     def _unpack(self, x: Tensor, nesting: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
@@ -139,27 +148,27 @@ class PyroTarget:
     def _log_prob_batch(self, x: Tensor) -> Tensor:
         if self.structure.discrete:
             return self._log_prob_enumerated(x)
-        messenger = _LogDensity(self, x)
-        with pyro.validation_enabled(False), messenger:
-            self.model(*self.args, **self.kwargs)
-        return messenger.total()
+        return self._run_density(x)
 
     def _log_prob_alone(self, x: Tensor) -> Tensor:
         """One point ``(1, dim)``, with no batch dimension in the model."""
         if self.structure.discrete:
             return self._log_prob_enumerated(x)
-        messenger = _LogDensity(self, x[0])
-        with pyro.validation_enabled(False), messenger:
+        return self._run_density(x[0]).reshape(1)
+
+    def _run_density(self, x: Tensor) -> Tensor:
+        messenger = _LogDensity(self, x)
+        with self._aside(), messenger:
             self.model(*self.args, **self.kwargs)
-        return messenger.total().reshape(1)
+        return messenger.total()
 
     def _log_prob_enumerated(self, x: Tensor) -> Tensor:
         nesting = self.structure.nesting
         model = config_enumerate(self.model, "parallel")
         model = poutine.enum(model, first_available_dim=-2 - nesting)
         messenger = _Substitute(self, x)
-        with pyro.validation_enabled(False), messenger, self._plate(len(x)):
-            trace = poutine.block(poutine.trace(model).get_trace)(*self.args, **self.kwargs)
+        with self._aside(), messenger, self._plate(len(x)):
+            trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
         trace.compute_log_prob()
         trace.pack_tensors()
         symbols = trace.plate_to_symbol
@@ -177,9 +186,14 @@ class PyroTarget:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Runs the model with validation off and hidden from handlers outside."""
-        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-            yield
+        """Runs the model with validation off, hidden from handlers outside, its own randomness frozen."""
+        with pyro.validation_enabled(False), poutine.block():
+            if self._frozen_seed is None:
+                yield
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self._frozen_seed)
+                    yield
 
     def _deterministic(self, x: Tensor) -> dict[str, Tensor]:
         shapes = self.structure.deterministic
@@ -223,6 +237,34 @@ class PyroTarget:
                         value = value.expand((len(part),) + value.shape[1:]).reshape((len(part),) + batch)
                     found[name].append(value.unsqueeze(0) if alone else value)
         return {name: torch.cat(values) for name, values in found.items()}
+
+    @property
+    def stochastic(self) -> bool:
+        return self._frozen_seed is not None or bool(self.structure.subsampled)
+
+    def _check_deterministic(self) -> None:
+        """Freezes the model's own randomness where two runs at one point differ."""
+        with torch.no_grad():
+            first, second = (self.log_prob(self.initial.unsqueeze(0)) for _ in range(2))
+        if not torch.equal(first, second):
+            self._frozen_seed = int(torch.randint(2**31, ()))
+
+    def _measure_bytes(self) -> int:
+        """Memory that autograd keeps for one more point, a measure of the model's size."""
+
+        def kept(n: int) -> int:
+            seen: dict[int, int] = {}
+
+            def pack(tensor: Tensor) -> Tensor:
+                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            x = self.initial.expand(n, -1).clone().requires_grad_()
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                log_p = self.log_prob(x)  # alive until all is counted, so that no address is used twice
+            return sum(seen.values()) if log_p.requires_grad else 0
+
+        return max(0, kept(3) - kept(2))
 
     def _check_vectorized(self) -> None:
         """Compares a batch of two points with the same points alone; falls back to single runs where they differ."""

@@ -37,7 +37,6 @@ class TrainingRecord:
         steps: Step at which each window ended.
         skipped_samples: Samples left out because they were not finite.
         skipped_steps: Steps left out because no gradient was finite.
-        interrupted: Whether the user broke the run off.
         stopped_by: ``"converged"``, ``"max_steps"``, ``"max_seconds"`` or ``"interrupt"``.
     """
 
@@ -95,7 +94,7 @@ class Trainer:
         target: Target,
         *,
         num_particles: int = 128,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         estimator: str = "path",
         max_steps: int = 50_000,
         max_seconds: float = math.inf,
@@ -114,11 +113,12 @@ class Trainer:
         self.estimator = estimator
         self.generator = generator or torch.Generator(device=target.device)
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
         self.averages = [p.detach().clone() for p in self.parameters]
+        self.last: list[Tensor] = []  # the optimiser's own parameters, once a run has put the average in their place
         self.schedule = Schedule(max_steps, max_seconds)
         self.record = TrainingRecord()
-        self._recent: deque[Tensor] = deque(maxlen=_WINDOW)
+        self.recent: deque[Tensor] = deque(maxlen=_WINDOW)
 
     def run(self, watch: Callable[[TrainingState], Any] | None = None) -> TrainingRecord:
         """Trains until the end. A KeyboardInterrupt ends it early and keeps what was learned.
@@ -126,7 +126,7 @@ class Trainer:
         Args:
             watch: Called after every step.
         """
-        began = time.monotonic()
+        began = time.monotonic() - self.record.seconds
         try:
             while True:
                 seconds = time.monotonic() - began
@@ -140,13 +140,14 @@ class Trainer:
         except KeyboardInterrupt:
             self.record.stopped_by = "interrupt"
         with torch.no_grad():
+            self.last = [p.detach().clone() for p in self.parameters]
             torch._foreach_copy_(self.parameters, self.averages)
         return self.record
 
     def state(self) -> TrainingState:
         """A glance at the fit as it is now."""
         record = self.record
-        recent = list(self._recent)[-20:]
+        recent = list(self.recent)[-20:]
         log_weights = torch.cat(recent) if recent else torch.empty(0)
         return TrainingState(
             record.num_steps, record.seconds, self.schedule.progress(record.num_steps, record.seconds), log_weights
@@ -171,14 +172,14 @@ class Trainer:
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], max(1 - _AVERAGE, 1 / (step + 1)))
         record.skipped_samples += int((~log_weights.isfinite()).sum())
         record.num_steps += 1
-        self._recent.append(log_weights)
+        self.recent.append(log_weights)
         if record.num_steps % _WINDOW == 0:
             self._judge(seconds)
 
     def _judge(self, seconds: float) -> None:
         """Notes how good the fit is, and begins the decay once it is good or no longer improves."""
         record = self.record
-        log_weights = torch.cat(list(self._recent))
+        log_weights = torch.cat(list(self.recent))
         finite = log_weights[log_weights.isfinite()]
         record.steps.append(record.num_steps)
         record.elbo.append(finite.mean().item() if len(finite) else -math.inf)

@@ -1,0 +1,5 @@
+"""Inference for users: `FlowVI`."""
+
+from .flow_vi import FlowVI
+
+__all__ = ["FlowVI"]
