@@ -62,5 +62,7 @@ def read_safetensors(
         raise ValueError(f"{name!r} has the format {metadata.get('format')!r}, expected {expected_format!r}")
     version = metadata.get("version", "")
     if not version.isdigit() or int(version) > newest_version:
-        raise ValueError(f"{name!r} has version {version!r}, newer than {newest_version}: update pyro-coupling to read it")
+        raise ValueError(
+            f"{name!r} has version {version!r}, newer than {newest_version}: update pyro-coupling to read it"
+        )
     return tensors, metadata

@@ -157,9 +157,7 @@ def _couplings(
         # every second layer moves what the one before left alone; an event of one entry is always moved
         partition = Partition(~stays if layer % 2 and size > 1 else stays)
         features = partition.num_staying + context_dim
-        conditioner = mlp(
-            features, elementwise.num_params, partition.num_moving, hidden_dims, activation, separate
-        )
+        conditioner = mlp(features, elementwise.num_params, partition.num_moving, hidden_dims, activation, separate)
         parts.append(Coupling(partition, conditioner, elementwise, context_dim))
     if outer_affine:
         parts.append(DiagonalAffine(torch.zeros(shape)))

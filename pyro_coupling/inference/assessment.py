@@ -59,7 +59,9 @@ def assess(khat: float, ess: float, missed: float, num_modes: int, stopped_by: s
         return Assessment(True, f"Good with importance resampling, the default of get_samples: {figures}.{ended}")
     if khat <= USABLE_KHAT and ess >= 0.05:
         return Assessment(
-            False, f"Rough: {figures}; importance resampling still corrects means, at the cost of many draws. To improve, {remedies}.{ended}"
+            False,
+            f"Rough: {figures}; importance resampling still corrects means, at the cost of many draws. "
+            f"To improve, {remedies}.{ended}",
         )
     return Assessment(False, f"Not to be trusted: {figures}. To improve, {remedies}.{ended}")
 

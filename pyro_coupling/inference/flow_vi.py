@@ -150,7 +150,7 @@ class FlowVI:
         if target.stochastic:
             raise ValueError(
                 "FlowVI: the model's log density changes from run to run at the same values: it draws random numbers "
-                "of its own, for instance at a site hidden by poutine.block. Give these sites to FlowVI, or condition on them"
+                "of its own, for instance at a site hidden by poutine.block. Unhide these sites, or condition on them"
             )
         if self.guide is None:
             discrete = list(target.structure.discrete)
@@ -269,7 +269,11 @@ class FlowVI:
         for name, value in self.get_samples(num_samples).items():
             flat = value.reshape(len(value), -1).double().cpu()
             quantiles = flat.quantile(levels.double(), dim=0)
-            for j, index in enumerate(torch.cartesian_prod(*[torch.arange(s) for s in value.shape[1:]]).reshape(flat.size(1), -1) if value.dim() > 1 else [[]]):
+            for j, index in enumerate(
+                torch.cartesian_prod(*[torch.arange(s) for s in value.shape[1:]]).reshape(flat.size(1), -1)
+                if value.dim() > 1
+                else [[]]
+            ):
                 label = name if value.dim() == 1 else f"{name}[{','.join(str(int(i)) for i in index)}]"
                 sd = flat[:, j].std().item()
                 rows[label] = [flat[:, j].mean().item(), sd, *quantiles[:, j].tolist(), sd / math.sqrt(len(value))]
@@ -300,7 +304,12 @@ class FlowVI:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: Callable, *args: Any, guide: AutoCouplingFlow | None = None, **kwargs: Any
+        cls,
+        path: str | os.PathLike[str],
+        model: Callable,
+        *args: Any,
+        guide: AutoCouplingFlow | None = None,
+        **kwargs: Any,
     ) -> FlowVI:
         """Reads a fit. Nothing in the file is executed, so it may come from anywhere.
 

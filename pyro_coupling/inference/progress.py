@@ -65,7 +65,6 @@ class ProgressLine:
             self.say(text)
 
 
-
 def _short(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -59,10 +59,14 @@ def load_fit(
         raise ValueError(f"{name!r} is damaged: its description can't be read") from error
     if not args and not kwargs:
         if arguments is None:
-            raise ValueError(f"{name!r} does not hold the model's arguments: pass them, FlowVI.load(path, model, *args)")
+            raise ValueError(
+                f"{name!r} does not hold the model's arguments: pass them, FlowVI.load(path, model, *args)"
+            )
         args, kwargs = _decode(arguments, tensors)
     if guide is None and not state["default_guide"]:
-        raise ValueError(f"{name!r} was fitted with a guide of your own: pass a fresh one, FlowVI.load(..., guide=guide)")
+        raise ValueError(
+            f"{name!r} was fitted with a guide of your own: pass a fresh one, FlowVI.load(..., guide=guide)"
+        )
     vi = cls(model, guide, num_particles=state["num_particles"])
     target = vi._read_model(tuple(args), kwargs)
     found = {site.name: list(site.shape) for site in target.structure.latents}

@@ -93,7 +93,8 @@ class PyroTarget:
     def constrain(self, x: Tensor, deterministic: bool = True) -> dict[str, Tensor]:
         """Values of the latent sites, and of deterministic ones, at points ``(n, dim)``: name -> ``(n, *shape)``."""
         values = {
-            site.name: value.reshape((len(x),) + site.shape) for site, value, _ in self._unpack(x, self.structure.nesting)
+            site.name: value.reshape((len(x),) + site.shape)
+            for site, value, _ in self._unpack(x, self.structure.nesting)
         }
         if deterministic and self.structure.deterministic:
             values |= self._deterministic(x)
@@ -102,7 +103,9 @@ class PyroTarget:
     @torch.no_grad()
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """Points ``(n, dim)`` from values of all latent sites, name -> ``(n, *shape)``."""
-        parts = [site.transform.inv(values[site.name]).reshape(len(values[site.name]), -1) for site in self.structure.latents]
+        parts = [
+            site.transform.inv(values[site.name]).reshape(len(values[site.name]), -1) for site in self.structure.latents
+        ]
         return torch.cat(parts, -1).to(self.dtype)
 
     @torch.no_grad()

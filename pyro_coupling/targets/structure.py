@@ -101,7 +101,9 @@ class ModelStructure:
         return self.initial.numel()
 
 
-def read_structure(model: Callable, args: tuple, kwargs: dict, init_loc_fn: Callable = init_to_center) -> ModelStructure:
+def read_structure(
+    model: Callable, args: tuple, kwargs: dict, init_loc_fn: Callable = init_to_center
+) -> ModelStructure:
     """Runs a model once and reads its sites.
 
     Args:
@@ -118,74 +120,85 @@ def read_structure(model: Callable, args: tuple, kwargs: dict, init_loc_fn: Call
     trace = _trace(model, args, kwargs, init_loc_fn)
     shaken = _trace(model, args, kwargs, _shake(trace))
     _check_static(trace, shaken)
-    latents: list[LatentSite] = []
-    initial: list[Tensor] = []
-    discrete: list[str] = []
-    deterministic: dict[str, torch.Size] = {}
-    observed: list[str] = []
-    plates: dict[str, tuple[tuple[int, str], ...]] = {}
-    subsampled: dict[str, tuple[int, int]] = {}
-    subsamples: dict[str, Tensor] = {}
-    nesting, position = 0, 0
-    dtype, device = _float_type(trace)
     for name, site in trace.nodes.items():
         if site["type"] == "param":
             warnings.warn(
                 f"the model has a pyro.param, {name!r}: its value is kept as it is, only latent variables are inferred",
                 stacklevel=3,
             )
-        if site["type"] != "sample":
+    samples = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    subsamples = {name: site["value"] for name, site in samples.items() if site_is_subsample(site)}
+    deterministic = {name: site["value"].shape for name, site in samples.items() if site["infer"].get("_deterministic")}
+    scored = {name: site for name, site in samples.items() if name not in subsamples and name not in deterministic}
+    data = {n: s for n, s in scored.items() if s["is_observed"] and _is_data(s, shaken.nodes[n])}
+    hidden = {name: site for name, site in scored.items() if not site["is_observed"]}
+    discrete = {name: site for name, site in hidden.items() if getattr(site["fn"].support, "is_discrete", False)}
+    for site in data.values():
+        _check_data(site)
+    for site in discrete.values():
+        _check_enumerable(site)
+
+    dtype, device = _float_type(trace)
+    latents: list[LatentSite] = []
+    initial: list[Tensor] = []
+    for name, site in hidden.items():
+        if name in discrete:
             continue
-        if site_is_subsample(site):
-            subsamples[name] = site["value"]
-            continue
-        frames = [f for f in site["cond_indep_stack"] if f.vectorized]
-        plates[name] = tuple(sorted((f.dim, f.name) for f in frames))
-        fn = site["fn"]
-        if not site["infer"].get("_deterministic"):
-            nesting = max([nesting, len(fn.batch_shape)] + [-f.dim for f in frames])
-        sized = {f.name: (f.size, f.full_size) for f in frames if f.full_size not in (None, f.size)}
-        subsampled.update(sized)
-        if site["infer"].get("_deterministic"):
-            deterministic[name] = site["value"].shape
-        elif site["is_observed"]:
-            if _is_data(site, shaken.nodes[name]):
-                _check_data(site)
-                observed.append(name)
-        elif getattr(fn.support, "is_discrete", False):
-            if not fn.has_enumerate_support:
-                raise ValueError(
-                    f"the model's latent site {name!r} ({_name(fn)}) is discrete and has no finite support to sum "
-                    "over: marginalise it by hand or give it a continuous relaxation"
-                )
-            discrete.append(name)
-        else:
-            if sized:
-                plate, (size, full) = next(iter(sized.items()))
-                raise ValueError(
-                    f"the latent site {name!r} lies in the plate {plate!r}, which is subsampled ({size} of {full}): "
-                    "a flow has no variable for the others. Run on the full data, or amortise the local latents "
-                    "and give the flow guide poutine.block(model, expose=[the global sites])"
-                )
-            transform = _transform(site, shaken.nodes[name])
-            free = transform.inv(site["value"].to(device=device, dtype=dtype)).detach()
-            latents.append(
-                LatentSite(name, site["value"].shape, fn.batch_shape, free.shape, transform, position)
-            )
-            initial.append(free.reshape(-1))
-            position += free.numel()
-    if position == 0:
+        _check_not_subsampled(site)
+        transform = _transform(site, shaken.nodes[name])
+        free = transform.inv(site["value"].to(device=device, dtype=dtype)).detach()
+        position = sum(part.numel() for part in initial)
+        latents.append(LatentSite(name, site["value"].shape, site["fn"].batch_shape, free.shape, transform, position))
+        initial.append(free.reshape(-1))
+    if sum(part.numel() for part in initial) == 0:
         raise ValueError("the model has no continuous latent site: there is nothing for a flow to infer")
+    sites = {name: site for name, site in samples.items() if name not in subsamples}
     return ModelStructure(
-        tuple(latents), tuple(discrete), deterministic, tuple(observed), plates, subsampled, subsamples,
-        nesting, torch.cat(initial),
-    )  # fmt: skip
+        latents=tuple(latents),
+        discrete=tuple(discrete),
+        deterministic=deterministic,
+        observed=tuple(data),
+        plates={name: tuple(sorted((f.dim, f.name) for f in _plates(site))) for name, site in sites.items()},
+        subsampled={f.name: (f.size, f.full_size) for site in sites.values() for f in _subsampled(site)},
+        subsamples=subsamples,
+        nesting=max(
+            [0]
+            + [len(site["fn"].batch_shape) for site in scored.values()]
+            + [-f.dim for site in sites.values() for f in _plates(site)]
+        ),
+        initial=torch.cat(initial),
+    )
+
+
+def _plates(site: dict[str, Any]) -> list[Any]:
+    return [f for f in site["cond_indep_stack"] if f.vectorized]
+
+
+def _subsampled(site: dict[str, Any]) -> list[Any]:
+    return [f for f in _plates(site) if f.full_size not in (None, f.size)]
+
+
+def _check_not_subsampled(site: dict[str, Any]) -> None:
+    for plate in _subsampled(site):
+        raise ValueError(
+            f"the latent site {site['name']!r} lies in the plate {plate.name!r}, which is subsampled ({plate.size} of "
+            f"{plate.full_size}): a flow has no variable for the others. Run on the full data, or amortise the local "
+            "latents and give the flow guide poutine.block(model, expose=[the global sites])"
+        )
+
+
+def _check_enumerable(site: dict[str, Any]) -> None:
+    if not site["fn"].has_enumerate_support:
+        raise ValueError(
+            f"the model's latent site {site['name']!r} ({_name(site['fn'])}) is discrete and has no finite support to "
+            "sum over: marginalise it by hand or give it a continuous relaxation"
+        )
 
 
 def _trace(model: Callable, args: tuple, kwargs: dict, init_loc_fn: Callable) -> poutine.Trace:
+    initialized = InitMessenger(with_fallback(init_loc_fn))(model)
     with torch.no_grad():
-        trace = poutine.block(poutine.trace(InitMessenger(with_fallback(init_loc_fn))(model)).get_trace)(*args, **kwargs)
-    return trace
+        return poutine.block(poutine.trace(initialized).get_trace)(*args, **kwargs)
 
 
 def _shake(trace: poutine.Trace) -> Callable:
@@ -219,12 +232,13 @@ def _check_static(trace: poutine.Trace, shaken: poutine.Trace) -> None:
             "values of other latents; a flow needs a fixed set of variables"
         )
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and any(not f.vectorized for f in site["cond_indep_stack"]):
-            if not site["is_observed"] and not site_is_subsample(site):
-                raise ValueError(
-                    f"the latent site {name!r} lies in a sequential plate (for i in pyro.plate(...)); "
-                    "use a vectorised plate (with pyro.plate(...)), or a plain Python loop"
-                )
+        if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+            continue
+        if any(not f.vectorized for f in site["cond_indep_stack"]):
+            raise ValueError(
+                f"the latent site {name!r} lies in a sequential plate (for i in pyro.plate(...)); "
+                "use a vectorised plate (with pyro.plate(...)), or a plain Python loop"
+            )
 
 
 def _transform(site: dict[str, Any], shaken: dict[str, Any]) -> Transform:

@@ -73,8 +73,8 @@ class CheckpointFile:
         expected = {name: tuple(value.shape) for name, value in trainer.flow.state_dict().items()}
         if {name: tuple(value.shape) for name, value in flow.items()} != expected:
             raise ValueError(
-                f"checkpoint {os.fspath(self.path)!r} belongs to another model or flow: its parameters have other names "
-                "or shapes. Remove the file to start anew"
+                f"checkpoint {os.fspath(self.path)!r} belongs to another model or flow: its parameters have other "
+                "names or shapes. Remove the file to start anew"
             )
         trainer.flow.load_state_dict(flow)
         with torch.no_grad():

@@ -15,7 +15,7 @@ from scipy import optimize
 _HUGE = 1e30  # in place of an infinite value, which the line search cannot interpolate
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     pass
 
 
@@ -64,7 +64,7 @@ def minimize_in_lockstep(
             asked.put((k, x.copy()))
             answer = answers[k].get()
             if answer is None:
-                raise _Stopped
+                raise _StoppedError
             value, gradient = answer
             seen[x.tobytes()] = gradient
             if not paths[k].points and np.isfinite(value):
@@ -82,7 +82,7 @@ def minimize_in_lockstep(
         options = {"maxcor": 20, "maxiter": max_evaluations, "maxfun": max_evaluations, "ftol": 1e-13, "gtol": 1e-8}
         try:
             optimize.minimize(function, starts[k], jac=True, method="L-BFGS-B", callback=accept, options=options)
-        except _Stopped:
+        except _StoppedError:
             pass
         finally:
             asked.put((k, None))

@@ -44,7 +44,9 @@ class Schedule:
         """Step size relative to its peak."""
         if self.decay_began is None and self.progress(step, seconds) >= 1 - self.decay_fraction:
             self.begin_decay(step, seconds)
-        return min(1.0, (step + 1) / self.warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._decayed(step, seconds))))
+        return min(1.0, (step + 1) / self.warm_up) * (
+            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._decayed(step, seconds)))
+        )
 
     def over(self, step: int, seconds: float) -> bool:
         """Whether the run has come to its end."""

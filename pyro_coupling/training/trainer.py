@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TrainingRecord", "Trainer", "TrainingState"]
+__all__ = ["Trainer", "TrainingRecord", "TrainingState"]
 
 import math
 import time

@@ -96,7 +96,9 @@ def warm_start(
         return time.monotonic() - began > max_seconds
 
     dim = target.dim
-    fallback = GaussianStart(initial, 0.1 * torch.eye(dim, dtype=initial.dtype, device=initial.device), -math.inf, "init")
+    fallback = GaussianStart(
+        initial, 0.1 * torch.eye(dim, dtype=initial.dtype, device=initial.device), -math.inf, "init"
+    )
     if method == "init":
         return [fallback]
     spread = torch.rand(num_starts - 1, dim, dtype=initial.dtype, device=initial.device, generator=generator)

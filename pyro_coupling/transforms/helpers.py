@@ -158,9 +158,7 @@ def _layer(
         raise ValueError(f"context_dim must be 0 or more, got {context_dim}")
     partition = Partition(halves(shape, split_dim, dim))
     features = partition.num_staying + context_dim
-    conditioner = mlp(
-        features, elementwise.num_params, partition.num_moving, hidden_dims, activation, separate
-    )
+    conditioner = mlp(features, elementwise.num_params, partition.num_moving, hidden_dims, activation, separate)
     parts: list[Bijection] = [Coupling(partition, conditioner, elementwise, context_dim)]
     if outer_affine:
         parts.append(DiagonalAffine(torch.zeros(shape)))

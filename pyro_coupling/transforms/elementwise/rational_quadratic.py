@@ -106,7 +106,9 @@ class RationalQuadraticSpline(Elementwise):
         return pick(left), pick(widths), pick(bottom), pick(heights), pick(slopes), pick(slopes, 1)
 
 
-def _log_slope(t: Tensor, t_rest: Tensor, secant: Tensor, slope0: Tensor, slope1: Tensor, denominator: Tensor) -> Tensor:
+def _log_slope(
+    t: Tensor, t_rest: Tensor, secant: Tensor, slope0: Tensor, slope1: Tensor, denominator: Tensor
+) -> Tensor:
     """``log dy/dx`` at the relative position t of a bin (Durkan et al., equation 5)."""
     numerator = slope1 * t.square() + 2 * secant * t_rest + slope0 * (1 - t).square()
     return 2 * secant.log() + numerator.log() - 2 * denominator.log()

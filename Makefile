@@ -1,0 +1,44 @@
+# Every target makes the virtual environment first when it is missing or older than the requirements.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EVALUATION ?= ../shared/evaluation
+SECONDS ?= 60
+SEED ?= 0
+# Small matrices run fastest on one thread; the tests run in two processes instead.
+TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+
+.PHONY: demo test lint evaluate bench docs clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --doctest-modules pyro_coupling tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pyro_coupling
+
+evaluate: $(VENV)/.installed
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python $(EVALUATION)/evaluate.py --seconds $(SECONDS) --seed $(SEED)
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/step_time.py
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) build dist docs/_build demo_output *.egg-info
