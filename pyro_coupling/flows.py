@@ -32,6 +32,7 @@ from .transforms import (
     alternating,
     halves,
 )
+from .transforms.partitions import as_shape
 
 
 def nice(
@@ -140,25 +141,29 @@ def _couplings(
     separate: bool = False,
     outer_affine: bool = True,
 ) -> Chain:
-    shape = (input_dim,) if isinstance(input_dim, int) else tuple(input_dim)
-    if not shape or any(size < 1 for size in shape):
-        raise ValueError(f"input_dim must be a positive integer or a shape of such, got {input_dim!r}")
+    shape = as_shape(input_dim, "input_dim")
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    if context_dim < 0:
+        raise ValueError(f"context_dim must be 0 or more, got {context_dim}")
     parts: list[Bijection] = []
     if mask not in ("random", "halves", "alternating"):
         raise ValueError(f"mask must be 'random', 'halves' or 'alternating', got {mask!r}")
     size = math.prod(shape)
+    order = torch.arange(size)  # which entry of the input has come where
     for layer in range(num_layers):
-        stays = alternating(shape) if mask == "alternating" else halves(size).reshape(shape)
+        stays = alternating(shape) if mask == "alternating" and size > 1 else halves(size).reshape(shape)
         if mask == "random" and layer % 2 == 0 and size > 1:
             # a random half as a cut after a random reordering: the same flow, and cheaper than gathering
             parts.append(Permutation.random(size, seed + layer, shape))
+            order = order[parts[-1].permutation]
         # every second layer moves what the one before left alone; an event of one entry is always moved
         partition = Partition(~stays if layer % 2 and size > 1 else stays)
         features = partition.num_staying + context_dim
         conditioner = mlp(features, elementwise.num_params, partition.num_moving, hidden_dims, activation, separate)
         parts.append(Coupling(partition, conditioner, elementwise, context_dim))
+    if mask == "random" and size > 1:
+        parts.append(Permutation(order.argsort(), shape))  # every entry back in its place: the start is the identity
     if outer_affine:
         parts.append(DiagonalAffine(torch.zeros(shape)))
     return Chain(parts)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 __all__ = ["AutoCouplingFlow"]
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import torch
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 
 from . import flows
 from .targets import PyroTarget, Target, init_to_center
@@ -109,6 +112,9 @@ class AutoCouplingFlow(AutoContinuous):
         """
         with torch.no_grad():
             super()._setup_prototype(*args, **kwargs)
+        if self.master is None:
+            with poutine.block():
+                self._create_plates(*args, **kwargs)  # NeuTraReparam reads them, also where no call went before
         initial = self._init_loc().to(dtype=target.dtype, device=target.device)
         if self.transform is not None:  # loaded
             if self.transform.event_shape[0] != self.latent_dim:
@@ -124,14 +130,21 @@ class AutoCouplingFlow(AutoContinuous):
         self._set_outer(self.starts[0])
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        target = PyroTarget(self._plain_model[0], args, kwargs, self._init_loc_fn)
+        if self._plain_model is None:
+            raise ValueError(
+                "AutoCouplingFlow: this guide was pickled before it had met its model, and a model is not pickled with "
+                "its guide: make a new guide and load the state dict into it"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the model has a pyro.param")  # SVI learns it along with the guide
+            target = PyroTarget(self._plain_model[0], args, kwargs, self._init_loc_fn)
         seed = int(torch.randint(2**31, ()))  # of the global state, so that pyro.set_rng_seed governs it
         self.setup(target, args, kwargs, generator=torch.Generator(device=target.device).manual_seed(seed))
 
     def _build(self, dim: int, like: Tensor) -> None:
         flow = self._flow[0]
         if not isinstance(flow, Bijection):
-            flow = _as_bijection(flow(dim))
+            flow = _as_bijection(flow if isinstance(flow, Transform) else flow(dim))
         if flow.event_shape != (dim,) or flow.context_dim:
             raise ValueError(
                 f"AutoCouplingFlow: flow must be a bijection of ({dim},) without context, found event shape "
@@ -154,7 +167,10 @@ class AutoCouplingFlow(AutoContinuous):
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
         """The flow, base noise to unconstrained latents."""
-        return self._require_transform()
+        transform = self._require_transform()
+        if torch.jit.is_tracing() and not any(p.requires_grad for p in transform.parameters()):
+            return _frozen_copy(transform)
+        return transform
 
     def _require_transform(self) -> Chain:
         if self.transform is None:
@@ -192,7 +208,9 @@ class AutoCouplingFlow(AutoContinuous):
             raise ValueError(f"quantiles must be a list of numbers from 0 to 1, got {quantiles}")
         generator = torch.Generator(device=like.device).manual_seed(0)
         z = torch.randn(_QUANTILE_DRAWS, len(like), dtype=like.dtype, device=like.device, generator=generator)
-        latents = transform.forward_and_log_det(z)[0].quantile(levels, dim=0)
+        draws = transform.forward_and_log_det(z)[0]
+        # by columns, because torch.quantile takes no more than 16 million entries
+        latents = torch.cat([part.quantile(levels, dim=0) for part in draws.split(1000, dim=1)], dim=1)
         found: dict[str, list[Tensor]] = {}
         for latent in latents:
             for site, value in self._unpack_latent(latent):
@@ -211,6 +229,24 @@ class AutoCouplingFlow(AutoContinuous):
         self._model, self.master = model, master  # Pyro clears them on the guide itself
         state["_plain_model"] = None
         return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoCouplingFlow:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied._model, copied._plain_model = self._model, self._plain_model  # unlike a pickle, a copy has its model
+        return copied
+
+
+def _frozen_copy(transform: Chain) -> Chain:
+    """A copy for the compiled NUTS of Pyro: it freezes the parameters only while it traces, and its trace then
+    holds parameters that require a gradient, which TorchScript can't run."""
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        return copy.deepcopy(transform)
+    finally:
+        torch._C._set_tracing_state(tracing)
 
 
 def _as_bijection(flow: Any) -> Bijection:

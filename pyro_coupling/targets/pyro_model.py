@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -16,6 +17,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
 from pyro.ops.contract import contract_to_tensor
+from pyro.ops.rings import LogRing
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -23,7 +25,8 @@ from torch import Tensor
 from .structure import ModelStructure, init_to_center, read_structure
 
 _PARTICLES = "_flow_particles"
-_CACHE_BYTES = 16 * 2**20
+# About what one core caches: beyond it, a batch of points is slower than its halves one after the other.
+_CACHE_BYTES = 4 * 2**20
 
 
 class PyroTarget:
@@ -74,8 +77,8 @@ class PyroTarget:
         self.initial = self.structure.initial
         self.vectorized = True
         self._frozen_seed: int | None = None
-        self._check_vectorized()
         self._check_deterministic()
+        self._check_vectorized()
         self.bytes_per_point = self._measure_bytes()
         self.chunk_size = max(8, _CACHE_BYTES // max(1, self.bytes_per_point))
 
@@ -110,8 +113,18 @@ class PyroTarget:
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor) -> dict[str, Tensor]:
-        """Log likelihood of each observation at points ``(n, dim)``: site -> ``(n, *batch_shape)``."""
-        return self._record(x, lambda site: site["fn"].log_prob(site["value"]), self.structure.observed)
+        """Log likelihood of each observation at points ``(n, dim)``: site -> ``(n, *batch_shape)``.
+
+        Masked observations have zero. Discrete latents are summed out where they belong to one observation
+        each; where they do not, observations have no likelihood of their own, and the result is empty.
+        """
+        if self.structure.discrete:
+            return self._marginal_log_likelihood(x)
+
+        def read(site: dict[str, Any]) -> Tensor:
+            return scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+
+        return self._record(x, read, self.structure.observed)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> dict[str, Tensor]:
@@ -166,23 +179,31 @@ class PyroTarget:
         return messenger.total()
 
     def _log_prob_enumerated(self, x: Tensor) -> Tensor:
-        nesting = self.structure.nesting
+        trace, log_jacobian = self._trace_enumerated(x)
+        return _sum_out(trace, list(trace.nodes), [_PARTICLES], [len(x)]) + log_jacobian
+
+    def _trace_enumerated(self, x: Tensor) -> tuple[poutine.Trace, Tensor]:
+        """The model run on a batch with every value of its discrete latents, and the Jacobian terms."""
         model = config_enumerate(self.model, "parallel")
-        model = poutine.enum(model, first_available_dim=-2 - nesting)
+        model = poutine.enum(model, first_available_dim=-2 - self.structure.nesting)
         messenger = _Substitute(self, x)
         with self._aside(), messenger, self._plate(len(x)):
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
         trace.compute_log_prob()
         trace.pack_tensors()
-        symbols = trace.plate_to_symbol
-        factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
-        for site in trace.nodes.values():
-            if site["type"] == "sample" and not site_is_subsample(site):
-                ordinal = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-                factors.setdefault(ordinal, []).append(site["packed"]["log_prob"])
-        summed = set(trace.symbol_to_dim) - set(symbols.values())
-        log_p = contract_to_tensor(factors, summed, target_ordinal=frozenset([symbols[_PARTICLES]]))
-        return log_p.expand(len(x)) + messenger.log_jacobian
+        return trace, messenger.log_jacobian
+
+    def _marginal_log_likelihood(self, x: Tensor) -> dict[str, Tensor]:
+        plates, discrete, observed = self.structure.plates, self.structure.discrete, self.structure.observed
+        if len(observed) != 1 or any(plates[name] != plates[observed[0]] for name in discrete):
+            return {}
+        parts = []
+        for part in [x] if self.vectorized else x.split(1):
+            trace, _ = self._trace_enumerated(part)
+            size = {f.name: f.size for f in trace.nodes[observed[0]]["cond_indep_stack"] if f.vectorized}
+            names = [_PARTICLES] + [name for _, name in plates[observed[0]]]
+            parts.append(_sum_out(trace, [*discrete, *observed], names, [size[name] for name in names]))
+        return {observed[0]: torch.cat(parts)}
 
     def _plate(self, n: int) -> pyro.plate:
         return pyro.plate(_PARTICLES, n, dim=-1 - self.structure.nesting)
@@ -222,35 +243,38 @@ class PyroTarget:
     ) -> dict[str, Tensor]:
         """Reads a tensor off the named sites for each of n points: name -> ``(n, *shape)``."""
         model = model or self.model
-        rows = x.split(len(x) if self.vectorized and not self.structure.discrete else 1)
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for part in rows:
-            alone = len(rows) > 1
-            with self._aside(), _Substitute(self, part[0] if alone else part):
-                if alone:
+
+        def run(points: Tensor) -> dict[str, Tensor]:
+            with self._aside(), _Substitute(self, points):
+                if points.dim() == 1:
                     trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
                 else:
-                    with self._plate(len(part)):
+                    with self._plate(len(points)):
                         trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
-                for name in names:
-                    site = trace.nodes[name]
-                    value = read(site)
-                    if not alone:
-                        batch = value.shape[1 + self.structure.nesting - _used(self.structure, name, site) :]
-                        value = value.expand((len(part),) + value.shape[1:]).reshape((len(part),) + batch)
-                    found[name].append(value.unsqueeze(0) if alone else value)
-        return {name: torch.cat(values) for name, values in found.items()}
+            return {name: read(trace.nodes[name]) for name in names}
+
+        if self.vectorized and not self.structure.discrete and len(x):
+            shapes = {name: value.shape for name, value in run(x[0]).items()}
+            found = {name: _per_draw(value, len(x), shapes[name]) for name, value in run(x).items()}
+            if all(value is not None for value in found.values()):
+                return found
+        rows = [run(row) for row in x]
+        return {name: torch.stack([row[name] for row in rows]) for name in names}
 
     @property
     def stochastic(self) -> bool:
         return self._frozen_seed is not None or bool(self.structure.subsampled)
 
     def _check_deterministic(self) -> None:
-        """Freezes the model's own randomness where two runs at one point differ."""
+        """Freezes the model's own randomness where runs at one point differ."""
+        point, state = self.initial.unsqueeze(0), torch.get_rng_state()
         with torch.no_grad():
-            first, second = (self.log_prob(self.initial.unsqueeze(0)) for _ in range(2))
-        if not torch.equal(first, second):
-            self._frozen_seed = int(torch.randint(2**31, ()))
+            first = self._guarded(point, self._log_prob_alone)
+            # a hidden discrete site may well draw the same value twice, but not 20 times
+            draws = self.device.type != "cpu" or not torch.equal(state, torch.get_rng_state())
+            others = (self._guarded(point, self._log_prob_alone) for _ in range(20 if draws else 1))
+            if not all(torch.equal(first, other) for other in others):
+                self._frozen_seed = int(torch.randint(2**31, ()))
 
     def _measure_bytes(self) -> int:
         """Memory that autograd keeps for one more point, a measure of the model's size."""
@@ -275,20 +299,29 @@ class PyroTarget:
         x = self.initial + offsets.reshape(2, self.dim)
         with torch.no_grad():
             alone = torch.cat([self._guarded(row, self._log_prob_alone) for row in x.split(1)])
-            try:
-                together = self._log_prob_batch(x)
-                reason = "gives other values"
-            except Exception as error:  # whatever the model's own code raises when its inputs gain a dimension
-                together, reason = alone.new_full((2,), torch.nan), f"raises {type(error).__name__}: {error}"
+            structure, reasons = self.structure, []
+            for hidden in range(3):  # plates hidden by poutine.block take up batch dimensions too
+                self.structure = replace(structure, nesting=structure.nesting + hidden)
+                try:
+                    if self._agree(self._log_prob_batch(x), alone):
+                        return
+                    reasons.append("gives other values")
+                except Exception as error:  # whatever the model's own code raises when its inputs gain a dimension
+                    reasons.append(f"raises {type(error).__name__}: {error}")
+        self.structure, self.vectorized = structure, False
+        advice = "Models should index from the right: x[..., i], sum(-1), unsqueeze(-1)"
+        if self._frozen_seed is not None:
+            advice = "It draws random numbers of its own, for instance at a site hidden by poutine.block"
+        warnings.warn(
+            f"the model can't be run on a batch of points at once (it {reasons[0]}); it is run point by point, "
+            f"which is slower. {advice}",
+            stacklevel=4,
+        )
+
+    def _agree(self, together: Tensor, alone: Tensor) -> bool:
         finite = alone.isfinite()
         tolerance = 1e-8 if self.dtype == torch.float64 else 1e-3
-        if not torch.allclose(together[finite], alone[finite], rtol=tolerance, atol=tolerance):
-            self.vectorized = False
-            warnings.warn(
-                f"the model can't be run on a batch of points at once (it {reason}); it is run point by point, "
-                "which is slower. Models should index from the right: x[..., i], sum(-1), unsqueeze(-1)",
-                stacklevel=4,
-            )
+        return torch.allclose(together[finite], alone[finite], rtol=tolerance, atol=tolerance)
 
 
 class _Substitute(Messenger):
@@ -299,6 +332,7 @@ class _Substitute(Messenger):
         structure = target.structure
         self.known: dict[str, Tensor] = dict(structure.subsamples)
         self.discrete = structure.discrete
+        self.imputed = structure.imputed
         self.jacobian_terms: list[Tensor] = []
         self.batched = x.dim() > 1
         self.size = len(x) if self.batched else 1
@@ -315,6 +349,8 @@ class _Substitute(Messenger):
         if msg["is_observed"] or msg["name"] == _PARTICLES:
             return
         value = self.known.get(msg["name"])
+        if msg["name"] in self.imputed:
+            msg["mask"] = None
         if value is not None:
             msg["value"] = value
         elif msg["value"] is None and msg["name"] not in self.discrete and not site_is_subsample(msg):
@@ -366,6 +402,17 @@ def _per_draw(value: Tensor, n: int, shape: torch.Size) -> Tensor | None:
     return None
 
 
-def _used(structure: ModelStructure, name: str, site: dict[str, Any]) -> int:
-    """Batch dimensions that a site uses of those the model has."""
-    return max((-dim for dim, _ in structure.plates[name]), default=0)
+def _sum_out(trace: poutine.Trace, names: list[str], plates: list[str], sizes: list[int]) -> Tensor:
+    """Log density of the named sites with the enumerated ones summed out, over plates of the given sizes."""
+    symbols = trace.plate_to_symbol
+    factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
+    for site in (trace.nodes[name] for name in names):
+        if site["type"] == "sample" and not site_is_subsample(site):
+            ordinal = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+            factors.setdefault(ordinal, []).append(site["packed"]["log_prob"])
+    summed = set(trace.symbol_to_dim) - set(symbols.values())
+    kept = [symbols[name] for name in plates]
+    # packing drops dimensions of size one: the ring has to know how large they are
+    ring = LogRing(dim_to_size=dict(zip(kept, sizes, strict=True)))
+    total = contract_to_tensor(factors, summed, target_ordinal=frozenset(kept), ring=ring)
+    return total.permute([total._pyro_dims.index(symbol) for symbol in kept])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.infer.autoguide.initialization import InitMessenger
@@ -26,7 +27,7 @@ def init_to_center(site: dict[str, Any]) -> Tensor:
     fn = site["fn"]
     if getattr(fn.support, "is_discrete", False):
         return fn.sample()
-    transform = biject_to(fn.support)
+    transform = _bijection(site)
     like = _float_like(fn)
     return transform(like.new_zeros(transform.inverse_shape(fn.shape())))
 
@@ -79,6 +80,8 @@ class ModelStructure:
         discrete: Names of latent sites to be summed out.
         deterministic: Name -> shape of deterministic sites.
         observed: Names of observed sites whose data do not depend on latents.
+        imputed: Names of the latents that ``obs_mask`` makes for missing data. They also have an entry for each
+            datum that is there, which Pyro masks out; it is scored like the others, or it would have no density.
         plates: Site name -> ((dim, plate name), ...), dim counted from the right of the batch shape.
         subsampled: Plate name -> (minibatch, full size).
         subsamples: Plate name -> the indices the model drew when it was read.
@@ -90,6 +93,7 @@ class ModelStructure:
     discrete: tuple[str, ...]
     deterministic: dict[str, torch.Size]
     observed: tuple[str, ...]
+    imputed: tuple[str, ...]
     plates: dict[str, tuple[tuple[int, str], ...]]
     subsampled: dict[str, tuple[int, int]]
     subsamples: dict[str, Tensor]
@@ -158,6 +162,7 @@ def read_structure(
         discrete=tuple(discrete),
         deterministic=deterministic,
         observed=tuple(data),
+        imputed=tuple(name for name in hidden if _is_imputed(name, samples)),
         plates={name: tuple(sorted((f.dim, f.name) for f in _plates(site))) for name, site in sites.items()},
         subsampled={f.name: (f.size, f.full_size) for site in sites.values() for f in _subsampled(site)},
         subsamples=subsamples,
@@ -168,6 +173,11 @@ def read_structure(
         ),
         initial=torch.cat(initial),
     )
+
+
+def _is_imputed(name: str, samples: dict[str, Any]) -> bool:
+    stem, found, _ = name.rpartition("_unobserved")
+    return bool(found) and name == f"{stem}_unobserved" and stem in samples and f"{stem}_observed" in samples
 
 
 def _plates(site: dict[str, Any]) -> list[Any]:
@@ -242,22 +252,24 @@ def _check_static(trace: poutine.Trace, shaken: poutine.Trace) -> None:
 
 
 def _transform(site: dict[str, Any], shaken: dict[str, Any]) -> Transform:
-    name = site["name"]
-    try:
-        transform = biject_to(site["fn"].support)
-        free = transform.inv(site["value"])
-        other = biject_to(shaken["fn"].support)(free)
-    except NotImplementedError as error:
+    transform = _bijection(site)
+    free = transform.inv(site["value"])
+    if not torch.allclose(transform(free), _bijection(shaken)(free), rtol=1e-6, atol=0.0, equal_nan=True):
         raise ValueError(
-            f"the latent site {name!r} ({_name(site['fn'])}) has a support without a known bijection from the "
-            "real numbers; sample it from dist.ImproperUniform and score it with obs=... instead"
-        ) from error
-    if not torch.allclose(transform(free), other, rtol=1e-6, atol=0.0, equal_nan=True):
-        raise ValueError(
-            f"the support of the latent site {name!r} depends on another latent; sample a fraction in a fixed "
+            f"the support of the latent site {site['name']!r} depends on another latent; sample a fraction in a fixed "
             "range, for instance dist.Uniform(0, 1), and scale it with pyro.deterministic"
         )
     return transform
+
+
+def _bijection(site: dict[str, Any]) -> Transform:
+    try:
+        return biject_to(site["fn"].support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the latent site {site['name']!r} ({_name(site['fn'])}) has a support without a known bijection from the "
+            "real numbers; sample it from dist.ImproperUniform and score it with obs=... instead"
+        ) from error
 
 
 def _is_data(site: dict[str, Any], shaken: dict[str, Any]) -> bool:
@@ -269,26 +281,24 @@ def _is_data(site: dict[str, Any], shaken: dict[str, Any]) -> bool:
 
 
 def _check_data(site: dict[str, Any]) -> None:
-    value, mask = site["value"], site["mask"]
-    fn, masks = site["fn"], [mask]
-    while hasattr(fn, "base_dist") and hasattr(fn, "_mask"):
-        masks.append(fn._mask)
+    value, fn = site["value"], site["fn"]
+    masks = [(site["mask"], fn.event_dim)]
+    while isinstance(fn, (dist.MaskedDistribution, dist.Independent)):
+        masks.append((getattr(fn, "_mask", None), fn.event_dim))
         fn = fn.base_dist
-    if any(m is False for m in masks):
+    if any(mask is False for mask, _ in masks):
         return
-    seen = torch.tensor(True)
-    for m in masks:
-        if torch.is_tensor(m):
-            seen = seen & m
-    event = value.dim() - seen.dim()
-    seen = seen.reshape(seen.shape + (1,) * event) if seen.dim() and event > 0 else seen
-    if value.is_floating_point() and bool((value.isnan() & seen.to(value.device)).any()):
-        count = int((value.isnan() & seen.to(value.device)).sum())
+    seen = torch.tensor(True, device=value.device)
+    for mask, event_dim in masks:
+        if torch.is_tensor(mask):
+            seen = seen & mask.reshape(mask.shape + (1,) * event_dim).to(value.device)
+    if value.is_floating_point() and bool((value.isnan() & seen).any()):
+        count = int((value.isnan() & seen).sum())
         raise ValueError(
             f"the data observed at site {site['name']!r} contain {count} NaN; leave them out, or mask them "
             "with poutine.mask or obs_mask"
         )
-    if all(m is None or m is True for m in masks):
+    if all(mask is None or mask is True for mask, _ in masks):
         try:
             inside = fn.support.check(value)
         except (NotImplementedError, ValueError, RuntimeError):

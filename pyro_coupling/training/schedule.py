@@ -26,7 +26,7 @@ class Schedule:
     max_seconds: float
     warm_up: int = 100
     decay_fraction: float = 0.5
-    min_decay: int = 500
+    min_decay: int = 300
     decay_began: tuple[int, float] | None = field(default=None, init=False)
     decay_steps: int = field(default=0, init=False)
 

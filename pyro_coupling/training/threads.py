@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
-# Below this many bytes of intermediate values a step's operations are shorter than waking a second thread.
-_SMALL_STEP = 4 * 2**20
+# Below this many bytes of intermediate values a second thread gains little, and where another program uses the
+# machine it loses much: threads wait for each other.
+_SMALL_STEP = 64 * 2**20
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from .schedule import Schedule
 
 _WINDOW = 200  # steps over which progress is judged
 _CLIP = 10.0
-_AVERAGE = 0.99
+_AVERAGE_EVERY, _AVERAGE_WEIGHT = 10, 0.1
 
 
 @dataclass
@@ -69,6 +69,9 @@ class TrainingState:
 
 class Trainer:
     """Fits a flow to a target by the reverse Kullback-Leibler divergence, with Adam.
+
+    While the step size decays, samples of large importance weight count more, which draws the flow over the
+    target's tails: ``covering`` in `objectives.reverse_kl_backward`.
 
     Samples at which the target is not finite are left out and counted; a step without a finite gradient
     is skipped; the gradient norm is clipped. The parameters of the result are a running average over the
@@ -162,19 +165,27 @@ class Trainer:
             dtype=self.target.dtype, device=self.target.device, generator=self.generator,
         )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
-        log_weights = reverse_kl_backward(self.flow, self.target, z, self.estimator)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP, foreach=True)
-        if bool(norm.isfinite()):
-            self.optimizer.step()
-        else:
-            record.skipped_steps += 1
-        # the average reaches back over the last hundred steps, and over fewer at the start
-        torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], max(1 - _AVERAGE, 1 / (step + 1)))
+        # early on weights are too uneven to say anything of the tails
+        covering = self.schedule.decay_began is not None
+        log_weights = reverse_kl_backward(self.flow, self.target, z, self.estimator, covering)
+        self.clip_and_step()
         record.skipped_samples += int((~log_weights.isfinite()).sum())
         record.num_steps += 1
         self.recent.append(log_weights)
         if record.num_steps % _WINDOW == 0:
             self._judge(seconds)
+
+    def clip_and_step(self) -> None:
+        """Clips the gradients, takes the optimiser's step and moves the running average."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP, foreach=True)
+        if bool(norm.isfinite()):
+            self.optimizer.step()
+        else:
+            self.record.skipped_steps += 1
+        if self.record.num_steps % _AVERAGE_EVERY == 0:
+            # the average reaches back over the last hundred steps, and over fewer at the start
+            weight = max(_AVERAGE_WEIGHT, 1 / (self.record.num_steps // _AVERAGE_EVERY + 1))
+            torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], weight)
 
     def _judge(self, seconds: float) -> None:
         """Notes how good the fit is, and begins the decay once it is good or no longer improves."""

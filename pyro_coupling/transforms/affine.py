@@ -107,8 +107,7 @@ class LowerTriangularAffine(Bijection):
             parameter.zero_()
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y = self.loc + (self.shift + x @ self._learned().mT) @ self.scale_tril.mT
-        return y, self._log_det(x)
+        return self._move(x, self._learned()), self._log_det(x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         white = _solve(self.scale_tril, y - self.loc) - self.shift
@@ -117,10 +116,14 @@ class LowerTriangularAffine(Bijection):
     def forward_and_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, log_det = self.forward_and_log_det(x)
+        learned = self._learned()
+        y = self._move(x, learned)
         with torch.no_grad():
-            score = _solve(self.scale_tril, _solve(self._learned(), score, transpose=True), transpose=True)
-        return y, log_det, score
+            score = _solve(self.scale_tril, _solve(learned, score, transpose=True), transpose=True)
+        return y, self._log_det(x), score
+
+    def _move(self, x: Tensor, learned: Tensor) -> Tensor:
+        return self.loc + (self.shift + x @ learned.mT) @ self.scale_tril.mT
 
     def _learned(self) -> Tensor:
         return self.below.tril(-1) + torch.diag(self.log_diag.exp())

@@ -15,23 +15,38 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
+#: methods whose arguments are checked, and where context stands after x
+_CHECKED = {"forward_and_log_det": 0, "inverse_and_log_det": 0, "forward_and_score": 1}
+
 
 def _checked(method: Callable) -> Callable:
-    """Adds the check of input and context to a method of a subclass."""
+    """Adds the check of input and context to a method of a subclass; context is its last argument."""
+    position = _CHECKED[method.__name__]
 
     @functools.wraps(method)
-    def checked(self: Bijection, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        n = len(self.event_shape)
-        if x.dim() < n or x.shape[x.dim() - n :] != self.event_shape:
-            raise ValueError(
-                f"{type(self).__name__}: the input must end in the event shape {tuple(self.event_shape)}, "
-                f"but has shape {tuple(x.shape)}"
-            )
-        if self.context_dim:
-            _check_context(self, context)
-        return method(self, x, context)
+    def checked(self: Bijection, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        _check(self, x, kwargs.get("context", args[position] if len(args) > position else None))
+        return method(self, x, *args, **kwargs)
 
     return checked
+
+
+def _check(bijection: Bijection, x: Tensor, context: Tensor | None) -> None:
+    batch_dim = x.dim() - len(bijection.event_shape)
+    if batch_dim < 0 or x.shape[batch_dim:] != bijection.event_shape:
+        raise ValueError(
+            f"{type(bijection).__name__}: the input must end in the event shape {tuple(bijection.event_shape)}, "
+            f"but has shape {tuple(x.shape)}"
+        )
+    if not bijection.context_dim:
+        return
+    _check_context(bijection, context)
+    batch, found = x.shape[:batch_dim], context.shape[:-1]
+    if len(found) > batch_dim or any(c not in (1, b) for c, b in zip(found[::-1], batch[::-1], strict=False)):
+        raise ValueError(
+            f"{type(bijection).__name__}: context of batch shape {tuple(found)} does not broadcast to the input's "
+            f"batch shape {tuple(batch)}; expand the input first"
+        )
 
 
 def _check_context(bijection: Bijection, context: Tensor | None) -> None:
@@ -51,8 +66,8 @@ class Bijection(TransformModule, ConditionalTransformModule):
 
     Scoring a sample that was just drawn costs no second pass: the call leaves a note of its input and
     log-determinant, keyed weakly by its output. The note is gone as soon as the caller lets go of the
-    output, when it has been used, or when a parameter has changed since; the *value* of a call is
-    always computed anew.
+    output, when it has been used, or when the input, the output, a parameter or a buffer has changed
+    since. Only the opposite call reads it: the same call for the same input is always computed anew.
 
     Args:
         event_shape: Shape of one input, ``()`` for maps of single numbers.
@@ -63,13 +78,15 @@ class Bijection(TransformModule, ConditionalTransformModule):
 
     def __init__(self, event_shape: tuple[int, ...], context_dim: int = 0) -> None:
         super().__init__(cache_size=0)
+        if context_dim < 0:
+            raise ValueError(f"{type(self).__name__}: context_dim must be 0 or more, got {context_dim}")
         self.event_shape = torch.Size(event_shape)
         self.context_dim = context_dim
         self._notes = WeakIdKeyDictionary()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("forward_and_log_det", "inverse_and_log_det"):
+        for name in _CHECKED:
             if name in cls.__dict__:
                 setattr(cls, name, _checked(cls.__dict__[name]))
 
@@ -164,6 +181,9 @@ class Bijection(TransformModule, ConditionalTransformModule):
         return self._call(x)
 
     def _call(self, x: Tensor) -> Tensor:
+        note = self._noted(x)  # left by the inverse: a flow used backwards draws with it and scores with this
+        if note is not None:
+            return note[0]
         y, log_det = self.forward_and_log_det(x)
         self._note(y, x, log_det)
         return y
@@ -190,19 +210,33 @@ class Bijection(TransformModule, ConditionalTransformModule):
         if output is source or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         self._notes.clear()  # one note at a time, so that memory cannot pile up
-        self._notes[output] = (source, log_det, torch.is_grad_enabled(), self._versions())
+        state = self._state(source)
+        try:
+            marks = _marks([output, *state])
+        except RuntimeError:  # tensors of inference mode or torch.func cannot tell whether they have changed
+            return
+        self._notes[output] = (source, log_det, torch.is_grad_enabled(), state, marks)
 
     def _noted(self, output: Tensor) -> tuple[Tensor, Tensor] | None:
         """Input and log-determinant of the call that made ``output``, if they still hold."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         note = self._notes.get(output)
-        if note is None or note[3] != self._versions() or (torch.is_grad_enabled() and not note[2]):
+        if note is None:
             return None
-        return note[0], note[1]
+        source, log_det, with_grad, state, marks = note
+        now = self._state(source)
+        same = len(now) == len(state) and all(a is b for a, b in zip(now, state, strict=True))
+        if not same or _marks([output, *now]) != marks or (torch.is_grad_enabled() and not with_grad):
+            return None
+        return source, log_det
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(id(p), p._version) for p in self.parameters()]
+    def _state(self, source: Tensor) -> list[Tensor]:
+        """Everything that the output of a call depends on."""
+        state = [source]
+        for module in self.modules():  # parameters and buffers in one walk, half the time of two
+            state.extend(t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+        return state
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -215,6 +249,11 @@ class Bijection(TransformModule, ConditionalTransformModule):
 
     def __repr__(self) -> str:
         return torch.nn.Module.__repr__(self)
+
+
+def _marks(tensors: list[Tensor]) -> list[tuple[int, int, bool]]:
+    """What changes when a tensor is written to, given other data (``p.data = ...``) or frozen."""
+    return [(t._version, t.data_ptr(), t.requires_grad) for t in tensors]
 
 
 class Inverse(Bijection):

@@ -29,6 +29,7 @@ class Coupling(Bijection):
         context_dim: Number of context features appended to the conditioner's input.
 
     Raises:
+        TypeError: If the conditioner is no module, or the elementwise map no `Elementwise`.
         ValueError: If the conditioner's output has the wrong shape; this is tried at construction.
 
     Reference:
@@ -56,6 +57,8 @@ class Coupling(Bijection):
             partition = Partition(partition)
         if not isinstance(elementwise, Elementwise):
             raise TypeError(f"Coupling: elementwise must be an Elementwise, found {type(elementwise).__name__}")
+        if not isinstance(conditioner, nn.Module):
+            raise TypeError(f"Coupling: conditioner must be a torch.nn.Module, found {type(conditioner).__name__}")
         super().__init__(tuple(partition.event_shape), context_dim)
         self.partition = partition
         self.conditioner = conditioner
@@ -77,9 +80,10 @@ class Coupling(Bijection):
     ) -> tuple[Tensor, Tensor, Tensor]:
         # One pass over the conditioner serves the value and, by a backward pass that stops at this
         # layer's input, the score: g = J^-T (score - d log_det / dx), J triangular.
+        grad_enabled = torch.is_grad_enabled()
         with torch.enable_grad():
             flat = self._flat(x)
-            if not flat.requires_grad:
+            if not (grad_enabled and flat.requires_grad):
                 flat = flat.detach().requires_grad_()
             staying, moving = self.partition.split(flat)
             moved, log_slope = self.elementwise.forward_and_log_det(moving, self._parameters_from(staying, context))
@@ -90,7 +94,10 @@ class Coupling(Bijection):
             pulled = _grad([moved, log_slope], [new_moving, torch.ones_like(log_slope)], staying)
             y = self.partition.join(staying, moved)
         new_score = self.partition.join(score_staying - pulled, new_moving)
-        return y.reshape(x.shape), log_slope.sum(-1), new_score.reshape(x.shape)
+        y, log_det = y.reshape(x.shape), log_slope.sum(-1)
+        if not grad_enabled:
+            y, log_det = y.detach(), log_det.detach()
+        return y, log_det, new_score.reshape(x.shape)
 
     def _parameters_from(self, staying: Tensor, context: Tensor | None) -> Tensor:
         """Parameters of the elementwise map, ``(*batch, num_params, num_moving)``."""

@@ -28,7 +28,7 @@ from .base import Bijection
 from .chain import Chain
 from .coupling import Coupling
 from .elementwise import Affine, Elementwise, RationalQuadraticSpline, Scale, Shift, TanhScale
-from .partitions import Partition, halves
+from .partitions import Partition, as_shape, halves
 from .permutation import Permutation
 
 _HIDDEN = (64, 64)
@@ -149,9 +149,7 @@ def _layer(
     permute: bool = True,
     outer_affine: bool = False,
 ) -> Bijection:
-    shape = (input_dim,) if isinstance(input_dim, int) else tuple(input_dim)
-    if not shape or any(size < 1 for size in shape):
-        raise ValueError(f"input_dim must be a positive integer or a shape of such, got {input_dim!r}")
+    shape = as_shape(input_dim, "input_dim")
     if len(shape) != -dim:
         raise ValueError(f"input_dim: event shape {shape} must have -dim = {-dim} dimensions")
     if context_dim < 0:

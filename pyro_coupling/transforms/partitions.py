@@ -6,9 +6,10 @@ that is moved.
 
 from __future__ import annotations
 
-__all__ = ["Partition", "alternating", "halves", "random_pair", "reorder"]
+__all__ = ["Partition", "alternating", "as_shape", "halves", "random_pair", "reorder"]
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -86,7 +87,7 @@ def halves(event_shape: int | Sequence[int], split_dim: int | None = None, dim: 
         >>> halves(4)
         tensor([ True,  True, False, False])
     """
-    shape = _as_shape(event_shape)
+    shape = as_shape(event_shape)
     if not -len(shape) <= dim <= -1:
         raise ValueError(f"halves: dim must be from {-len(shape)} to -1 for event shape {shape}, got {dim}")
     size = shape[dim]
@@ -104,7 +105,7 @@ def alternating(event_shape: int | Sequence[int], phase: int = 0) -> Tensor:
         >>> alternating(4)
         tensor([ True, False,  True, False])
     """
-    shape = _as_shape(event_shape)
+    shape = as_shape(event_shape)
     return (torch.arange(math.prod(shape)) % 2 == phase % 2).reshape(shape)
 
 
@@ -116,7 +117,7 @@ def random_pair(event_shape: int | Sequence[int], seed: int = 0) -> tuple[Tensor
         >>> bool((first ^ second).all()), int(first.sum())
         (True, 3)
     """
-    shape = _as_shape(event_shape)
+    shape = as_shape(event_shape)
     size = math.prod(shape)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     first = (order < size // 2).reshape(shape)
@@ -128,5 +129,12 @@ def reorder(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(-1, order.expand(x.shape))
 
 
-def _as_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+def as_shape(size: int | Sequence[int], name: str = "event_shape") -> tuple[int, ...]:
+    """A size or a shape as a shape; ``name`` is the argument that an error names."""
+    try:
+        shape = tuple(map(operator.index, size if isinstance(size, Sequence) else (size,)))
+    except TypeError:
+        raise TypeError(f"{name} must be a positive integer or a shape of such, got {size!r}") from None
+    if not shape or min(shape) < 1:
+        raise ValueError(f"{name} must be a positive integer or a shape of such, got {size!r}")
+    return shape

@@ -36,7 +36,7 @@ class TanhScale(Scale):
     bound: float = 2.0
 
     def __post_init__(self) -> None:
-        _require("TanhScale", "bound", self.bound, self.bound > 0, "positive")
+        _require("TanhScale", "bound", self.bound, 0 < self.bound < math.inf, "positive and finite")
 
     def log_scale(self, raw: Tensor) -> Tensor:
         return self.bound * torch.tanh(raw / self.bound)
@@ -57,11 +57,12 @@ class AsymmetricClampScale(Scale):
     max: float = 0.1
 
     def __post_init__(self) -> None:
-        _require("AsymmetricClampScale", "min", self.min, self.min < 0, "negative")
-        _require("AsymmetricClampScale", "max", self.max, self.max > 0, "positive")
+        _require("AsymmetricClampScale", "min", self.min, -math.inf < self.min < 0, "negative and finite")
+        _require("AsymmetricClampScale", "max", self.max, 0 < self.max < math.inf, "positive and finite")
 
     def log_scale(self, raw: Tensor) -> Tensor:
-        bound = torch.where(raw < 0, -self.min, self.max)
+        # of raw's dtype: two plain numbers would give the default one
+        bound = torch.where(raw < 0, raw.new_tensor(-self.min), raw.new_tensor(self.max))
         return 2 / math.pi * bound * torch.atan(math.pi / 2 * raw / bound)
 
 
@@ -97,7 +98,7 @@ class SigmoidScale(Scale):
 
     def __post_init__(self) -> None:
         _require("SigmoidScale", "min", self.min, 0 < self.min < 1, "between 0 and 1")
-        _require("SigmoidScale", "max", self.max, self.max > 1, "greater than 1")
+        _require("SigmoidScale", "max", self.max, 1 < self.max < math.inf, "greater than 1 and finite")
 
     def log_scale(self, raw: Tensor) -> Tensor:
         offset = math.log((1 - self.min) / (self.max - 1))

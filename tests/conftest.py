@@ -1,0 +1,18 @@
+"""Every test starts from the same seed, an empty parameter store and the default dtype."""
+
+import pyro
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("pyro_coupling", deadline=None, derandomize=True)
+settings.load_profile("pyro_coupling")
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
