@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -162,7 +162,7 @@ class AutoCouplingFlow(AutoContinuous):
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """Standard normal, ``(latent_dim,)``."""
-        loc = torch.zeros_like(self._require_transform()[-1].loc)
+        loc = torch.zeros_like(self._outer_loc())
         return dist.Normal(loc, torch.ones_like(loc), validate_args=False).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
@@ -171,6 +171,10 @@ class AutoCouplingFlow(AutoContinuous):
         if torch.jit.is_tracing() and not any(p.requires_grad for p in transform.parameters()):
             return _frozen_copy(transform)
         return transform
+
+    def _outer_loc(self) -> Tensor:
+        """Location of the outer affine map, a tensor of the guide's dtype and device."""
+        return cast(Tensor, self._require_transform()[-1].loc)
 
     def _require_transform(self) -> Chain:
         if self.transform is None:
@@ -202,7 +206,7 @@ class AutoCouplingFlow(AutoContinuous):
         transform = self._require_transform()
         if self.prototype_trace is None:
             raise ValueError("AutoCouplingFlow: call guide(*args, **kwargs) once before median or quantiles")
-        like = transform[-1].loc
+        like = self._outer_loc()
         levels = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device)
         if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
             raise ValueError(f"quantiles must be a list of numbers from 0 to 1, got {quantiles}")
@@ -242,11 +246,11 @@ def _frozen_copy(transform: Chain) -> Chain:
     """A copy for the compiled NUTS of Pyro: it freezes the parameters only while it traces, and its trace then
     holds parameters that require a gradient, which TorchScript can't run."""
     tracing = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         return copy.deepcopy(transform)
     finally:
-        torch._C._set_tracing_state(tracing)
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 def _as_bijection(flow: Any) -> Bijection:

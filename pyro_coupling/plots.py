@@ -70,8 +70,9 @@ def plot_fit(
     # figures of their own, so that the labels of one row do not push the columns of the other apart
     upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 0.65 if rows > 1 else 1.0], hspace=0.03)
     grid = upper.add_gridspec(rows, min(len(scalars), _COLUMNS))
-    for (name, index), cell in zip(scalars, grid, strict=False):
-        _draw_marginal(upper.add_subplot(cell), name, index, draws[name], others.get(name), compare_label)
+    for i, (name, index) in enumerate(scalars):
+        axes = upper.add_subplot(grid[divmod(i, _COLUMNS)])
+        _draw_marginal(axes, name, index, draws[name], others.get(name), compare_label)
     left, right = lower.subplots(1, 2)
     _draw_training(left, vi, figures)
     _draw_weights(right, vi, figures)
@@ -178,12 +179,15 @@ def _draw_training(axes: Axes, vi: FlowVI, figures: dict[str, Any]) -> None:
     axes.set_ylabel("ELBO (nats)", color=_BLUE)
     steps, elbo, ess = (np.asarray(values, dtype=float) for values in (record.steps, record.elbo, record.ess))
     if len(steps) == 0:
-        axes.text(0.5, 0.5, "no curve: fewer than 200 steps, or loaded from a file", transform=axes.transAxes, ha="center")
+        axes.text(
+            0.5, 0.5, "no curve: fewer than 200 steps, or loaded from a file", transform=axes.transAxes, ha="center"
+        )
         axes.set_yticks([])
         _clean(axes)
         return
     marker = "o" if len(steps) < 40 else None
-    lines = axes.plot(steps, elbo, color=_BLUE, marker=marker, markersize=4, linewidth=2, label="ELBO")
+    label = f"ELBO (from {elbo[0]:.1f})"
+    lines = axes.plot(steps, elbo, color=_BLUE, marker=marker, markersize=4, linewidth=2, label=label)
     evidence = figures["log_evidence"]
     if math.isfinite(evidence):
         lines.append(axes.axhline(evidence, color=_BLUE, linestyle="--", linewidth=1.2, label="log evidence"))
@@ -195,7 +199,7 @@ def _draw_training(axes: Axes, vi: FlowVI, figures: dict[str, Any]) -> None:
     axes.set_xlim(0, steps[-1] * 1.02)
     axes.legend(
         lines, [str(line.get_label()) for line in lines],
-        loc="lower left", bbox_to_anchor=(0.3, 1.0), ncols=3, frameon=False, fontsize=11, borderaxespad=0.2,
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=11, borderaxespad=0.2,
     )  # fmt: skip
     _clean(axes)
     _clean(right, right=True)
@@ -211,8 +215,6 @@ def _limit_to_late_steps(axes: Axes, elbo: np.ndarray, evidence: float) -> None:
     bottom = late.min()
     room = max(top - bottom, 1e-3)
     axes.set_ylim(bottom - 0.1 * room, top + 0.1 * room)
-    if finite[0] < bottom - 0.1 * room:
-        axes.text(0.015, 0.04, f"↓ from {finite[0]:.1f}", transform=axes.transAxes, color=_BLUE, fontsize=11)
 
 
 def _draw_weights(axes: Axes, vi: FlowVI, figures: dict[str, Any]) -> None:
@@ -256,7 +258,7 @@ def _clean(axes: Axes, right: bool = False) -> None:
 
 
 def _entry(draws: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
-    values = draws[(Ellipsis, *index)].astype(float)
+    values = draws[(slice(None),) + index].astype(float)
     values = values[np.isfinite(values)]
     return values if len(values) else np.zeros(1)
 

@@ -374,7 +374,7 @@ def test_a_module_with_arguments():
         (lambda: pyro.sample("a", dist.ImproperUniform(constraints.positive, (), ())), "can't be sampled"),
         (lambda: pyro.sample("a", dist.Normal(0.0, 1.0).mask(False)), "masked"),
         (lambda: pyro.sample("a", dist.LKJCholesky(3)), "LKJCholesky"),
-        (lambda: pyro.factor("f", -pyro.sample("a", dist.Normal(0.0, 1.0)) ** 2), "factor"),
+        (lambda: pyro.factor("f", -(pyro.sample("a", dist.Normal(0.0, 1.0)) ** 2)), "factor"),
     ],
 )
 def test_priors_that_sampling_would_not_follow_are_refused(prior, reason):

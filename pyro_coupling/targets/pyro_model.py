@@ -7,7 +7,7 @@ __all__ = ["PyroTarget"]
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -121,7 +121,7 @@ class PyroTarget:
         if self.structure.discrete:
             return self._marginal_log_likelihood(x)
 
-        def read(site: dict[str, Any]) -> Tensor:
+        def read(site: Any) -> Tensor:
             return scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
 
         return self._record(x, read, self.structure.observed)
@@ -169,7 +169,8 @@ class PyroTarget:
     def _log_prob_alone(self, x: Tensor) -> Tensor:
         """One point ``(1, dim)``, with no batch dimension in the model."""
         if self.structure.discrete:
-            return self._log_prob_enumerated(x)
+            trace, log_jacobian = self._trace_enumerated(x[0])
+            return _sum_out(trace, list(trace.nodes), [], []).reshape(1) + log_jacobian
         return self._run_density(x[0]).reshape(1)
 
     def _run_density(self, x: Tensor) -> Tensor:
@@ -183,11 +184,11 @@ class PyroTarget:
         return _sum_out(trace, list(trace.nodes), [_PARTICLES], [len(x)]) + log_jacobian
 
     def _trace_enumerated(self, x: Tensor) -> tuple[poutine.Trace, Tensor]:
-        """The model run on a batch with every value of its discrete latents, and the Jacobian terms."""
+        """The model run at ``(n, dim)`` or ``(dim,)`` with all values of discrete latents, and the Jacobian terms."""
         model = config_enumerate(self.model, "parallel")
-        model = poutine.enum(model, first_available_dim=-2 - self.structure.nesting)
+        model = poutine.enum(model, first_available_dim=-x.dim() - self.structure.nesting)
         messenger = _Substitute(self, x)
-        with self._aside(), messenger, self._plate(len(x)):
+        with self._aside(), messenger, self._plate(len(x)) if x.dim() == 2 else nullcontext():
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
         trace.compute_log_prob()
         trace.pack_tensors()
@@ -197,13 +198,14 @@ class PyroTarget:
         plates, discrete, observed = self.structure.plates, self.structure.discrete, self.structure.observed
         if len(observed) != 1 or any(plates[name] != plates[observed[0]] for name in discrete):
             return {}
-        parts = []
-        for part in [x] if self.vectorized else x.split(1):
-            trace, _ = self._trace_enumerated(part)
+
+        def run(points: Tensor) -> Tensor:
+            trace, _ = self._trace_enumerated(points)
             size = {f.name: f.size for f in trace.nodes[observed[0]]["cond_indep_stack"] if f.vectorized}
-            names = [_PARTICLES] + [name for _, name in plates[observed[0]]]
-            parts.append(_sum_out(trace, [*discrete, *observed], names, [size[name] for name in names]))
-        return {observed[0]: torch.cat(parts)}
+            names = [_PARTICLES] * (points.dim() - 1) + [name for _, name in plates[observed[0]]]
+            return _sum_out(trace, [*discrete, *observed], names, [size[name] for name in names])
+
+        return {observed[0]: run(x) if self.vectorized else torch.stack([run(row) for row in x])}
 
     def _plate(self, n: int) -> pyro.plate:
         return pyro.plate(_PARTICLES, n, dim=-1 - self.structure.nesting)
@@ -224,11 +226,13 @@ class PyroTarget:
         if self.vectorized:
             with self._aside(), _Substitute(self, x):
                 trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
-            found = {name: _per_draw(trace.nodes[name]["value"], len(x), shape) for name, shape in shapes.items()}
+            found = _per_draw({name: trace.nodes[name]["value"] for name in shapes}, len(x), shapes)
             # names and shapes do not tell which axis is which: hold one draw against a run of its own
             alone = self._deterministic_alone(x[-1])
-            if all(v is not None and torch.allclose(v[-1], alone[k], rtol=1e-4, atol=1e-6, equal_nan=True)
-                   for k, v in found.items()):  # fmt: skip
+            if found is not None and all(
+                torch.allclose(value[-1], alone[name], rtol=1e-4, atol=1e-6, equal_nan=True)
+                for name, value in found.items()
+            ):
                 return found
         rows = [self._deterministic_alone(row) for row in x]
         return {name: torch.stack([row[name] for row in rows]) for name in shapes}
@@ -239,7 +243,7 @@ class PyroTarget:
         return {name: trace.nodes[name]["value"] for name in self.structure.deterministic}
 
     def _record(
-        self, x: Tensor, read: Callable[[dict], Tensor], names: tuple[str, ...], model: Callable | None = None
+        self, x: Tensor, read: Callable[[Any], Tensor], names: tuple[str, ...], model: Callable | None = None
     ) -> dict[str, Tensor]:
         """Reads a tensor off the named sites for each of n points: name -> ``(n, *shape)``."""
         model = model or self.model
@@ -255,8 +259,8 @@ class PyroTarget:
 
         if self.vectorized and not self.structure.discrete and len(x):
             shapes = {name: value.shape for name, value in run(x[0]).items()}
-            found = {name: _per_draw(value, len(x), shapes[name]) for name, value in run(x).items()}
-            if all(value is not None for value in found.values()):
+            found = _per_draw(run(x), len(x), shapes)
+            if found is not None:
                 return found
         rows = [run(row) for row in x]
         return {name: torch.stack([row[name] for row in rows]) for name in names}
@@ -345,7 +349,7 @@ class _Substitute(Messenger):
         rows = self.size if self.batched else 1
         return torch.stack([term.reshape(rows, -1).sum(-1) for term in self.jacobian_terms]).sum(0)
 
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["name"] == _PARTICLES:
             return
         value = self.known.get(msg["name"])
@@ -356,7 +360,7 @@ class _Substitute(Messenger):
         elif msg["value"] is None and msg["name"] not in self.discrete and not site_is_subsample(msg):
             self._unknown(msg)
 
-    def _unknown(self, msg: dict[str, Any]) -> None:
+    def _unknown(self, msg: Any) -> None:
         """A site that was observed when the model was read, now to be predicted: sample it."""
 
 
@@ -369,12 +373,12 @@ class _LogDensity(_Substitute):
         self.terms: list[Tensor] = []
         self.constant: Tensor | float = 0.0
 
-    def _unknown(self, msg: dict[str, Any]) -> None:
+    def _unknown(self, msg: Any) -> None:
         raise RuntimeError(
             f"the model has dynamic structure: the latent site {msg['name']!r} was not there when the model was read"
         )
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
             return
         log_p = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
@@ -393,13 +397,18 @@ class _LogDensity(_Substitute):
         return total
 
 
-def _per_draw(value: Tensor, n: int, shape: torch.Size) -> Tensor | None:
-    """A value computed for n points at once as ``(n, *shape)``, or None if it does not fit."""
-    if value.numel() == n * shape.numel():
-        return value.reshape((n,) + shape)
-    if value.numel() == shape.numel():
-        return value.reshape(shape).expand((n,) + shape)
-    return None
+def _per_draw(values: dict[str, Any], n: int, shapes: dict[str, torch.Size]) -> dict[str, Tensor] | None:
+    """Values computed for n points at once, each as ``(n, *shape)``; None if one does not fit."""
+    found = {}
+    for name, shape in shapes.items():
+        value = values[name]
+        if value.numel() == n * shape.numel():
+            found[name] = value.reshape((n,) + shape)
+        elif value.numel() == shape.numel():
+            found[name] = value.reshape(shape).expand((n,) + shape)
+        else:
+            return None
+    return found
 
 
 def _sum_out(trace: poutine.Trace, names: list[str], plates: list[str], sizes: list[int]) -> Tensor:

@@ -19,7 +19,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 
-def init_to_center(site: dict[str, Any]) -> Tensor:
+def init_to_center(site: Any) -> Tensor:
     """An ``init_loc_fn`` that puts a site at the centre of its unconstrained space.
 
     It reads ``fn.support`` and never samples, so it also works for ``dist.ImproperUniform``.
@@ -35,7 +35,7 @@ def init_to_center(site: dict[str, Any]) -> Tensor:
 def with_fallback(init_loc_fn: Callable) -> Callable:
     """``init_loc_fn``, or `init_to_center` at a site that can't be sampled (``ImproperUniform``)."""
 
-    def init(site: dict[str, Any] | None = None) -> Any:
+    def init(site: Any = None) -> Any:
         if site is None:
             return with_fallback(init_loc_fn())
         try:
@@ -130,7 +130,7 @@ def read_structure(
                 f"the model has a pyro.param, {name!r}: its value is kept as it is, only latent variables are inferred",
                 stacklevel=3,
             )
-    samples = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    samples: dict[str, Any] = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     subsamples = {name: site["value"] for name, site in samples.items() if site_is_subsample(site)}
     deterministic = {name: site["value"].shape for name, site in samples.items() if site["infer"].get("_deterministic")}
     scored = {name: site for name, site in samples.items() if name not in subsamples and name not in deterministic}
@@ -180,15 +180,15 @@ def _is_imputed(name: str, samples: dict[str, Any]) -> bool:
     return bool(found) and name == f"{stem}_unobserved" and stem in samples and f"{stem}_observed" in samples
 
 
-def _plates(site: dict[str, Any]) -> list[Any]:
+def _plates(site: Any) -> list[Any]:
     return [f for f in site["cond_indep_stack"] if f.vectorized]
 
 
-def _subsampled(site: dict[str, Any]) -> list[Any]:
+def _subsampled(site: Any) -> list[Any]:
     return [f for f in _plates(site) if f.full_size not in (None, f.size)]
 
 
-def _check_not_subsampled(site: dict[str, Any]) -> None:
+def _check_not_subsampled(site: Any) -> None:
     for plate in _subsampled(site):
         raise ValueError(
             f"the latent site {site['name']!r} lies in the plate {plate.name!r}, which is subsampled ({plate.size} of "
@@ -197,7 +197,7 @@ def _check_not_subsampled(site: dict[str, Any]) -> None:
         )
 
 
-def _check_enumerable(site: dict[str, Any]) -> None:
+def _check_enumerable(site: Any) -> None:
     if not site["fn"].has_enumerate_support:
         raise ValueError(
             f"the model's latent site {site['name']!r} ({_name(site['fn'])}) is discrete and has no finite support to "
@@ -214,10 +214,10 @@ def _trace(model: Callable, args: tuple, kwargs: dict, init_loc_fn: Callable) ->
 def _shake(trace: poutine.Trace) -> Callable:
     """An ``init_loc_fn`` for a second run, at another value of each continuous latent site."""
 
-    def init(site: dict[str, Any] | None = None) -> Any:
-        first = trace.nodes.get(site["name"])
+    def init(site: Any = None) -> Any:
+        first: Any = trace.nodes.get(site["name"])
         fn = site["fn"]
-        if first is None or getattr(fn.support, "is_discrete", False):
+        if first is None or first["fn"].shape() != fn.shape() or getattr(fn.support, "is_discrete", False):
             return init_to_center(site)
         transform = biject_to(fn.support)
         free = transform.inv(first["value"])
@@ -229,8 +229,9 @@ def _shake(trace: poutine.Trace) -> Callable:
 
 def _check_static(trace: poutine.Trace, shaken: poutine.Trace) -> None:
     def shapes(t: poutine.Trace) -> dict[str, tuple]:
+        nodes: dict[str, Any] = t.nodes
         return {
-            k: tuple(v["value"].shape) for k, v in t.nodes.items()
+            k: (tuple(v["value"].shape), tuple(v["fn"].shape())) for k, v in nodes.items()
             if v["type"] == "sample" and torch.is_tensor(v["value"]) and not site_is_subsample(v)
         }  # fmt: skip
 
@@ -251,7 +252,7 @@ def _check_static(trace: poutine.Trace, shaken: poutine.Trace) -> None:
             )
 
 
-def _transform(site: dict[str, Any], shaken: dict[str, Any]) -> Transform:
+def _transform(site: Any, shaken: Any) -> Transform:
     transform = _bijection(site)
     free = transform.inv(site["value"])
     if not torch.allclose(transform(free), _bijection(shaken)(free), rtol=1e-6, atol=0.0, equal_nan=True):
@@ -262,7 +263,7 @@ def _transform(site: dict[str, Any], shaken: dict[str, Any]) -> Transform:
     return transform
 
 
-def _bijection(site: dict[str, Any]) -> Transform:
+def _bijection(site: Any) -> Transform:
     try:
         return biject_to(site["fn"].support)
     except NotImplementedError as error:
@@ -272,7 +273,7 @@ def _bijection(site: dict[str, Any]) -> Transform:
         ) from error
 
 
-def _is_data(site: dict[str, Any], shaken: dict[str, Any]) -> bool:
+def _is_data(site: Any, shaken: Any) -> bool:
     """Whether an observed value stays the same when the latents change; factors and priors by obs= do not."""
     value, other = site["value"], shaken["value"]
     if type(site["fn"]).__name__ == "Unit" or not torch.is_tensor(value):
@@ -280,7 +281,7 @@ def _is_data(site: dict[str, Any], shaken: dict[str, Any]) -> bool:
     return bool(((value == other) | ((value != value) & (other != other))).all())
 
 
-def _check_data(site: dict[str, Any]) -> None:
+def _check_data(site: Any) -> None:
     value, fn = site["value"], site["fn"]
     masks = [(site["mask"], fn.event_dim)]
     while isinstance(fn, (dist.MaskedDistribution, dist.Independent)):
@@ -334,6 +335,6 @@ def _float_like(fn: Any) -> Tensor:
 
 
 def _name(fn: Any) -> str:
-    while hasattr(fn, "base_dist"):
+    while isinstance(fn, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
         fn = fn.base_dist
     return type(fn).__name__

@@ -67,7 +67,7 @@ def minimize_in_lockstep(
                 raise _StoppedError
             value, gradient = answer
             seen[x.tobytes()] = gradient
-            if not paths[k].points and np.isfinite(value):
+            if not paths[k].points and value < _HUGE:
                 paths[k].points.append(x.copy())
                 paths[k].gradients.append(gradient)
             return value, gradient

@@ -62,7 +62,11 @@ def reverse_kl_backward(
     log_q = -0.5 * z.square().sum(-1) - 0.5 * z.size(-1) * math.log(2 * math.pi) - log_det.detach()
     good = log_p.isfinite() & log_q.isfinite() & samples.isfinite().all(-1)
     log_weights = torch.where(good, log_p - log_q, -torch.inf)
-    scale = _covering_weights(log_weights) if covering and estimator != "total" else good.to(x.dtype) / good.sum().clamp(min=1)
+    scale = (
+        _covering_weights(log_weights)
+        if covering and estimator != "total"
+        else good.to(x.dtype) / good.sum().clamp(min=1)
+    )
     if estimator == "total":
         torch.autograd.backward([x, log_det], [-score_p * scale.unsqueeze(-1), -scale])
     else:

@@ -115,7 +115,7 @@ class Trainer:
         self.learning_rate = learning_rate
         self.estimator = estimator
         self.generator = generator or torch.Generator(device=target.device)
-        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
         self.averages = [p.detach().clone() for p in self.parameters]
         self.last: list[Tensor] = []  # the optimiser's own parameters, once a run has put the average in their place

@@ -204,16 +204,19 @@ def _distinct(target: Target, ends: list[Tensor]) -> list[int]:
 def _laplace(target: Target, point: Tensor, max_iterations: int = 25) -> GaussianStart | None:
     """Gaussian at the mode near a point: damped Newton steps with the exact Hessian."""
     steps = 0.5 ** torch.arange(12, dtype=point.dtype, device=point.device)
-    precision = None
+    precision, units = None, None
     for _ in range(max_iterations):
         score, hessian = _score_and_hessian(target, point)
         if hessian is None:
             return None
+        # in units of each coordinate's own curvature, so that scales of 1e-3 beside 1e5 leave digits to their correlation
+        curvature = hessian.diagonal().abs()
+        units = torch.where(curvature > 0, curvature, 1.0).rsqrt()
         # absolute eigenvalues: away from a mode, a direction of ascent still
-        values, vectors = torch.linalg.eigh(-hessian)
+        values, vectors = torch.linalg.eigh(-units.unsqueeze(-1) * hessian * units)
         values = values.abs().clamp(min=1e-12 * values.abs().max())
         precision = (vectors * values) @ vectors.mT
-        step = vectors @ ((vectors.mT @ score) / values)
+        step = units * (vectors @ ((vectors.mT @ (units * score)) / values))
         gain = float(score @ step)
         if gain < 1e-8:
             break
@@ -232,6 +235,7 @@ def _laplace(target: Target, point: Tensor, max_iterations: int = 25) -> Gaussia
     identity = torch.eye(len(point), dtype=point.dtype, device=point.device)
     root = torch.linalg.solve_triangular(flipped, identity, upper=False).mT.flip(0, 1)
     scale_tril, info = torch.linalg.cholesky_ex(root @ root.mT)
+    scale_tril = units.unsqueeze(-1) * scale_tril
     if int(info) != 0 or not bool(scale_tril.isfinite().all()):
         return None
     return GaussianStart(point, scale_tril, -math.inf, "laplace")

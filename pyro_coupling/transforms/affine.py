@@ -27,6 +27,9 @@ class DiagonalAffine(Bijection):
         tensor([4., 6.], grad_fn=<AddcmulBackward0>)
     """
 
+    loc: Tensor
+    scale: Tensor
+
     def __init__(self, loc: Tensor, scale: Tensor | None = None) -> None:
         super().__init__(loc.shape)
         self.register_buffer("loc", torch.empty_like(loc))
@@ -84,6 +87,9 @@ class LowerTriangularAffine(Bijection):
         >>> y.tolist(), round(log_det.item(), 4)
         ([2.0, 2.0], 0.6931)
     """
+
+    loc: Tensor
+    scale_tril: Tensor
 
     def __init__(self, loc: Tensor, scale_tril: Tensor | None = None) -> None:
         super().__init__(loc.shape)

@@ -6,7 +6,7 @@ __all__ = ["Bijection"]
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
@@ -162,7 +162,7 @@ class Bijection(TransformModule, ConditionalTransformModule):
         if self._inv is None:
             # past nn.Module's registration: an inverse has the bijection as its child, not the reverse
             object.__setattr__(self, "_inv", Inverse(self))
-        return self._inv
+        return cast(Bijection, self._inv)
 
     def condition(self, context: Tensor) -> Bijection:
         """This map with its context fixed: a plain Pyro transform.

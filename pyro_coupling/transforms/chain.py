@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Chain"]
 
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -52,14 +53,14 @@ class Chain(Bijection):
         self.parts = nn.ModuleList(parts)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total: Tensor | float = 0.0
+        total = x.new_zeros(())
         for part in self.parts:
             x, log_det = part.forward_and_log_det(x, context)
             total = total + log_det
         return x, total
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total: Tensor | float = 0.0
+        total = y.new_zeros(())
         for part in reversed(self.parts):
             y, log_det = part.inverse_and_log_det(y, context)
             total = total + log_det
@@ -68,7 +69,7 @@ class Chain(Bijection):
     def forward_and_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        total: Tensor | float = 0.0
+        total = x.new_zeros(())
         for part in self.parts:
             x, log_det, score = part.forward_and_score(x, score, context)
             total = total + log_det
@@ -78,7 +79,7 @@ class Chain(Bijection):
         return len(self.parts)
 
     def __getitem__(self, index: int) -> Bijection:
-        return self.parts[index]
+        return cast(Bijection, self.parts[index])
 
     def __iter__(self) -> Iterator[Bijection]:
-        return iter(self.parts)
+        return (cast(Bijection, part) for part in self.parts)

@@ -33,6 +33,9 @@ class Partition(nn.Module):
         (tensor([1., 3.]), tensor([2.]))
     """
 
+    order: Tensor
+    inverse_order: Tensor
+
     def __init__(self, mask: Tensor | Sequence[bool]) -> None:
         super().__init__()
         mask = torch.as_tensor(mask)

@@ -32,6 +32,9 @@ class Permutation(Bijection):
         torch.Size([4])
     """
 
+    permutation: Tensor
+    inverse_permutation: Tensor
+
     def __init__(self, permutation: Sequence[int] | Tensor, event_shape: tuple[int, ...] | None = None) -> None:
         permutation = torch.as_tensor(permutation, dtype=torch.long)
         if permutation.dim() != 1 or not torch.equal(permutation.sort().values, torch.arange(permutation.numel())):
