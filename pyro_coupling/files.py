@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ["read_safetensors", "write_safetensors"]
 
 import os
-import tempfile
+import re
+import uuid
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,15 +24,15 @@ def write_safetensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], 
     """
     path = Path(path)
     content = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, metadata)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # not a `tempfile`, which only its owner may read
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(partial, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -52,6 +53,8 @@ def read_safetensors(
     name = os.fspath(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such file: {name!r}")
+    if os.path.isdir(path):
+        raise ValueError(f"{name!r} is a folder")
     try:
         with safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -61,7 +64,7 @@ def read_safetensors(
     if metadata.get("format") != expected_format:
         raise ValueError(f"{name!r} has the format {metadata.get('format')!r}, expected {expected_format!r}")
     version = metadata.get("version", "")
-    if not version.isdigit() or int(version) > newest_version:
+    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > newest_version:
         raise ValueError(
             f"{name!r} has version {version!r}, newer than {newest_version}: update pyro-coupling to read it"
         )

@@ -210,7 +210,7 @@ def _limit_to_late_steps(axes: Axes, elbo: np.ndarray, evidence: float) -> None:
     finite = elbo[np.isfinite(elbo)]
     if len(finite) == 0:
         return
-    late = finite[min(len(finite) - 1, max(1, len(finite) // 10)) :]
+    late = finite[max(1, len(finite) // 10) :] if len(finite) >= 5 else finite
     top = max(late.max(), evidence) if math.isfinite(evidence) else late.max()
     bottom = late.min()
     room = max(top - bottom, 1e-3)
@@ -270,7 +270,7 @@ def _number(value: float, scale: float) -> str:
     digits = 1 - math.floor(math.log10(scale))
     if digits > 6 or scale >= 1e5:
         return f"{value:.3g}"
-    return f"{round(value, digits):.{max(0, digits)}f}"
+    return f"{round(value, digits) + 0.0:.{max(0, digits)}f}"  # adding zero turns -0 into 0
 
 
 def _array(value: Any) -> np.ndarray:

@@ -64,11 +64,11 @@ def two_modes(dim: int, gap: float) -> Density:
     return Density(log_prob, dim)
 
 
-def half_space(dim: int) -> Density:
-    """A standard normal where the first coordinate is below 1, NaN elsewhere."""
+def half_space(dim: int, edge: float = 1.0) -> Density:
+    """A standard normal where the first coordinate is below an edge, NaN elsewhere."""
 
     def log_prob(x: Tensor) -> Tensor:
         log_p = -0.5 * x.square().sum(-1) - 0.5 * dim * math.log(2 * math.pi)
-        return torch.where(x[:, 0] < 1, log_p, torch.nan)
+        return torch.where(x[:, 0] < edge, log_p, torch.nan)
 
     return Density(log_prob, dim)

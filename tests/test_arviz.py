@@ -250,6 +250,12 @@ def test_tree_netcdf_round_trip(tree, tmp_path):
     assert back["posterior"].attrs["message"] == tree.attrs["message"]
 
 
+def test_arviz_1_reads_the_tree(tree):
+    stats = pytest.importorskip("arviz_stats")
+    assert len(stats.summary(tree, var_names=["mu", "effect"])) == 1 + J
+    assert np.isfinite(stats.loo(tree, var_name="y").elpd)
+
+
 def test_improper_prior_is_left_out():
     tree = to_datatree(fit(improper, torch.arange(5.0)), DRAWS)
     assert not {"prior", "prior_predictive"} & set(tree.children)

@@ -63,12 +63,11 @@ class CheckpointFile:
         """Brings a trainer to where the file left off, if there is a file.
 
         Raises:
-            ValueError: If the file is of something else, or of another model or flow.
+            ValueError: If the file is damaged, of something else, or of another model or flow.
         """
         if not os.path.exists(self.path):
             return False
         tensors, metadata = read_safetensors(self.path, _FORMAT, _VERSION)
-        state = json.loads(metadata["state"])
         flow = {name.removeprefix("flow."): value for name, value in tensors.items() if name.startswith("flow.")}
         expected = {name: tuple(value.shape) for name, value in trainer.flow.state_dict().items()}
         if {name: tuple(value.shape) for name, value in flow.items()} != expected:
@@ -76,21 +75,33 @@ class CheckpointFile:
                 f"checkpoint {os.fspath(self.path)!r} belongs to another model or flow: its parameters have other "
                 "names or shapes. Remove the file to start anew"
             )
-        trainer.flow.load_state_dict(flow)
-        with torch.no_grad():
-            for i, parameter in enumerate(trainer.parameters):
-                parameter.copy_(tensors[f"parameter.{i}"])
-                trainer.averages[i].copy_(tensors[f"average.{i}"])
-        trainer.optimizer.load_state_dict(
-            {"state": _adam_state(tensors), "param_groups": trainer.optimizer.state_dict()["param_groups"]}
-        )
-        trainer.generator.set_state(tensors["generator"])
-        trainer.recent = deque(tensors.get("recent", torch.empty(0)).unbind(0), maxlen=trainer.recent.maxlen)
-        trainer.record = TrainingRecord(**state["record"])
-        began = state["decay_began"]
-        trainer.schedule.decay_began = None if began is None else (began[0], began[1])
-        trainer.schedule.decay_steps = state["decay_steps"]
+        try:
+            _restore(trainer, flow, tensors, json.loads(metadata["state"]))
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint {os.fspath(self.path)!r} is damaged ({type(error).__name__}: {error}). Remove the file to "
+                "start anew"
+            ) from error
         return True
+
+
+def _restore(trainer: Trainer, flow: dict[str, Tensor], tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    trainer.flow.load_state_dict(flow)
+    with torch.no_grad():
+        for i, parameter in enumerate(trainer.parameters):
+            parameter.copy_(tensors[f"parameter.{i}"])
+            trainer.averages[i].copy_(tensors[f"average.{i}"])
+    trainer.optimizer.load_state_dict(
+        {"state": _adam_state(tensors), "param_groups": trainer.optimizer.state_dict()["param_groups"]}
+    )
+    trainer.generator.set_state(tensors["generator"])
+    recent = tensors.get("recent", torch.empty(0, 0))
+    if recent.size(-1) == trainer.num_particles:
+        trainer.recent = deque(recent.unbind(0), maxlen=trainer.recent.maxlen)
+    trainer.record = TrainingRecord(**state["record"])
+    began = state["decay_began"]
+    trainer.schedule.decay_began = None if began is None else (int(began[0]), float(began[1]))
+    trainer.schedule.decay_steps = state["decay_steps"]
 
 
 def _adam_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Any]]:

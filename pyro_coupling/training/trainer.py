@@ -130,6 +130,7 @@ class Trainer:
             watch: Called after every step.
         """
         began = time.monotonic() - self.record.seconds
+        self.last = []
         try:
             while True:
                 seconds = time.monotonic() - began
