@@ -47,8 +47,8 @@ class FlowVI:
             ends by itself when the fit no longer improves (at the latest after 50 000 steps).
         max_seconds: Longest time for warm start and training. Runs with it end by the clock, so they
             repeat exactly only if they end by themselves.
-        seed: Makes a run repeatable; drawn from torch's global generator if not given. The global random
-            state is the same after a run as before.
+        seed: Makes a run repeatable; one number drawn from torch's global generator if not given. Nothing
+            else of a run touches the global random state.
         progress: Whether to show a progress line.
         checkpoint: Path of a file to which the run is saved every few seconds, and from which a later run
             with the same path goes on.
@@ -109,8 +109,8 @@ class FlowVI:
     def run(self, *args: Any, **kwargs: Any) -> FlowVI:
         """Fits the guide to the model's posterior given its arguments.
 
-        Ctrl-C ends the training early and keeps what was learned; warnings tell of a fit that should not
-        be trusted.
+        Ctrl-C ends the training early and keeps what was learned; a warning tells of a fit that should not
+        be trusted. Run again, a FlowVI without a guide of the user's own starts anew.
 
         Args:
             *args: The model's positional arguments.
@@ -152,7 +152,7 @@ class FlowVI:
                 "FlowVI: the model's log density changes from run to run at the same values: it draws random numbers "
                 "of its own, for instance at a site hidden by poutine.block. Unhide these sites, or condition on them"
             )
-        if self.guide is None:
+        if self._default_guide:  # a new one for each run: what an earlier run learned is of other data
             discrete = list(target.structure.discrete)
             self.guide = AutoCouplingFlow(poutine.block(self.model, hide=discrete) if discrete else self.model)
         self.target = target

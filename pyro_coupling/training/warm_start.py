@@ -209,7 +209,7 @@ def _laplace(target: Target, point: Tensor, max_iterations: int = 25) -> Gaussia
         score, hessian = _score_and_hessian(target, point)
         if hessian is None:
             return None
-        # in units of each coordinate's own curvature, so that scales of 1e-3 beside 1e5 leave digits to their correlation
+        # in units of each coordinate's own curvature: scales of 1e-3 beside 1e5 leave digits to their correlation
         curvature = hessian.diagonal().abs()
         units = torch.where(curvature > 0, curvature, 1.0).rsqrt()
         # absolute eigenvalues: away from a mode, a direction of ascent still
