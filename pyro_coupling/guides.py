@@ -8,7 +8,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -28,7 +27,11 @@ from .transforms import Bijection, Chain, DiagonalAffine, LowerTriangularAffine
 _LARGEST_TRIANGULAR = 1000  # latents above which the outer affine map is diagonal
 _QUANTILE_DRAWS = 10_000
 
-_default_flow = partial(flows.real_nvp, outer_affine=False)
+
+def _default_flow(dim: int) -> Bijection:
+    if dim == 1:  # with nothing to depend on, an affine coupling would be one more location and scale
+        return flows.neural_spline(dim, num_layers=2, outer_affine=False)
+    return flows.real_nvp(dim, outer_affine=False)
 
 
 class AutoCouplingFlow(AutoContinuous):
@@ -42,7 +45,8 @@ class AutoCouplingFlow(AutoContinuous):
         flow: Makes the flow from the latent dimension, for instance
             ``partial(flows.neural_spline, num_layers=4)`` or
             ``partial(iterated, 4, transforms.affine_coupling)``; or a bijection of that dimension. A
-            learned affine map, set by the warm start, always follows. ``flows.real_nvp`` if not given.
+            learned affine map, set by the warm start, always follows. ``flows.real_nvp`` if not given
+            (splines for a single latent dimension).
         init_loc_fn: Value of each site at the first starting point; sites that can't be sampled
             (``ImproperUniform``) start at the centre of their support.
         warm_start: ``"pathfinder"``, ``"laplace"`` or ``"init"`` (the initial point and standard

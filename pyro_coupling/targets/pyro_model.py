@@ -313,7 +313,7 @@ class PyroTarget:
                 except Exception as error:  # whatever the model's own code raises when its inputs gain a dimension
                     reasons.append(f"raises {type(error).__name__}: {error}")
         self.structure, self.vectorized = structure, False
-        advice = "Models should index from the right: x[..., i], sum(-1), unsqueeze(-1)"
+        advice = "Models should index from the right: x[..., i], unsqueeze(-1), and (X * beta).sum(-1) for X @ beta"
         if self._frozen_seed is not None:
             advice = "It draws random numbers of its own, for instance at a site hidden by poutine.block"
         warnings.warn(

@@ -133,7 +133,7 @@ class Trainer:
         self.last = []
         try:
             while True:
-                seconds = time.monotonic() - began
+                self.record.seconds = seconds = time.monotonic() - began
                 if self.schedule.over(self.record.num_steps, seconds):
                     break
                 self._step(seconds)

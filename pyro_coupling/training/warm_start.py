@@ -101,8 +101,10 @@ def warm_start(
     )
     if method == "init":
         return [fallback]
-    spread = torch.rand(num_starts - 1, dim, dtype=initial.dtype, device=initial.device, generator=generator)
-    starts = torch.cat([initial.unsqueeze(0), initial + 4 * spread - 2])
+    half = torch.rand(num_starts // 2, dim, dtype=initial.dtype, device=initial.device, generator=generator)
+    away = 4 * half - 2
+    # in mirror pairs, so that of two modes on either side of the centre neither is left out by chance
+    starts = torch.cat([initial.unsqueeze(0), initial + away, initial - away])[:num_starts]
     paths = minimize_in_lockstep(_as_numpy(target), starts.double().cpu().numpy(), max_evaluations, out_of_time)
 
     candidates: list[list[GaussianStart]] = [[] for _ in paths]
