@@ -583,7 +583,9 @@ def test_arguments_of_many_kinds_come_back(tmp_path, argument):
         assert str(value) == str(argument)
 
 
-@pytest.mark.parametrize("argument", [Point(1, 2), object(), {1: 2}, np.array(["a"]), {"a": {1, 2}}], ids=str)
+@pytest.mark.parametrize(
+    "argument", [Point(1, 2), object(), {1: 2}, np.array(["a"]), {"a": {1, 2}}], ids=lambda value: type(value).__name__
+)
 def test_arguments_that_cannot_be_stored_have_to_be_passed(tmp_path, argument):
     def model(argument):
         pyro.sample("x", dist.Normal(0.0, 1.0))
