@@ -215,12 +215,14 @@ def _laplace(target: Target, point: Tensor, max_iterations: int = 25) -> Gaussia
         curvature = hessian.diagonal().abs()
         units = torch.where(curvature > 0, curvature, 1.0).rsqrt()
         # absolute eigenvalues: away from a mode, a direction of ascent still
-        values, vectors = torch.linalg.eigh(-units.unsqueeze(-1) * hessian * units)
-        values = values.abs().clamp(min=1e-12 * values.abs().max())
+        curvatures, vectors = torch.linalg.eigh(-units.unsqueeze(-1) * hessian * units)
+        values = curvatures.abs().clamp(min=1e-12 * curvatures.abs().max())
         precision = (vectors * values) @ vectors.mT
         step = units * (vectors @ ((vectors.mT @ (units * score)) / values))
         gain = float(score @ step)
         if gain < 1e-8:
+            if bool(curvatures.min() < -1e-6 * curvatures.abs().max()):
+                return None  # a saddle, between modes
             break
         with torch.no_grad():
             log_p = target.log_prob(torch.cat([point.unsqueeze(0), point + steps[:, None] * step]))
