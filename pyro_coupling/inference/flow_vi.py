@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     import pandas
 
 _PARTICLES = 128
-_LEARNING_RATE, _LEARNING_RATE_FEW = 3e-3, 6e-3  # the second where there are few dimensions
-_FEW = 4
 _MAX_STEPS = 50_000
 _DIAGNOSTIC_DRAWS = 4000
 _WARM_START_SHARE = 0.2  # of max_seconds, at most
+
+
+def _learning_rate(dim: int) -> float:
+    """Step size of Adam: larger where few dimensions make little gradient noise."""
+    return min(6e-3, max(3e-3, 12e-3 / dim))
 
 
 class FlowVI:
@@ -169,7 +172,7 @@ class FlowVI:
             guide.get_transform(),
             target,
             num_particles=self.num_particles,
-            learning_rate=_LEARNING_RATE_FEW if target.dim <= _FEW else _LEARNING_RATE,
+            learning_rate=_learning_rate(target.dim),
             max_steps=self.max_steps,
             max_seconds=max(1e-3, self.max_seconds - (time.monotonic() - began)),
             generator=self._generator,
