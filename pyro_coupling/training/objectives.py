@@ -79,10 +79,11 @@ def reverse_kl_backward(
 
 def _covering_weights(log_weights: Tensor) -> Tensor:
     """Importance weights to the largest power that leaves the effective sample size large, summing to one."""
-    finite = torch.where(log_weights.isfinite(), log_weights, -1e4)
-    powers = torch.tensor(_POWERS, dtype=finite.dtype, device=finite.device)
-    tempered = torch.softmax(powers.unsqueeze(-1) * finite, -1)
-    ess = 1 / (tempered.square().sum(-1) * len(finite))
+    good = log_weights.isfinite()
+    powers = torch.tensor(_POWERS, dtype=log_weights.dtype, device=log_weights.device)
+    # masked after the product: a stand-in number for -inf would outweigh good samples of very low density
+    tempered = torch.softmax(torch.where(good, powers.unsqueeze(-1) * log_weights, -torch.inf), -1)
+    ess = 1 / (tempered.square().sum(-1) * good.sum())
     first = int((ess >= _LEAST_ESS).to(torch.uint8).argmax())
     return tempered[first]
 

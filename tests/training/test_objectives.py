@@ -8,6 +8,7 @@ from densities import banana, half_space, standard_normal
 
 from pyro_coupling import flows
 from pyro_coupling.training import ESTIMATORS, reverse_kl_backward
+from pyro_coupling.training.objectives import _covering_weights
 
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 
@@ -118,3 +119,16 @@ def test_covering_moves_the_flow_over_the_tails():
         return flow[-1].log_diag.grad.item()
 
     assert slope(True) < slope(False) < 0
+
+
+def test_a_failed_sample_takes_no_covering_weight_however_low_the_density():
+    log_weights = torch.tensor([-13405.0, -13405.5, -torch.inf, -13404.8], dtype=torch.float64)
+    weights = _covering_weights(log_weights)
+    assert weights[2] == 0
+    assert weights.sum() == pytest.approx(1.0)
+    torch.testing.assert_close(weights[[0, 1, 3]], torch.softmax(log_weights[[0, 1, 3]], 0))
+
+
+def test_covering_weights_are_even_where_importance_weights_are_hopeless():
+    weights = _covering_weights(torch.tensor([0.0, -500.0, -900.0, -torch.inf], dtype=torch.float64))
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64) / 3)
