@@ -30,7 +30,7 @@ _QUANTILE_DRAWS = 10_000
 
 def _default_flow(dim: int) -> Bijection:
     if dim == 1:  # with nothing to depend on, an affine coupling would be one more location and scale
-        return flows.neural_spline(dim, num_layers=2, outer_affine=False)
+        return flows.neural_spline(dim, num_layers=2, bound=5.0, outer_affine=False)
     return flows.real_nvp(dim, outer_affine=False)
 
 
@@ -89,6 +89,8 @@ class AutoCouplingFlow(AutoContinuous):
             raise ValueError(f"AutoCouplingFlow: num_starts must be at least 1, got {num_starts}")
         super().__init__(model, init_loc_fn=with_fallback(init_loc_fn))
         self.transform: Chain | None = None
+        #: names and unconstrained shapes of the latents that parameters loaded from a file are for
+        self.loaded_latents: dict[str, tuple[int, ...]] = {}
         self.starts: list[GaussianStart] = []
         self._flow = (flow or _default_flow,)  # in a tuple, so that a bijection is not yet a child
         self._init_loc_fn = init_loc_fn
@@ -121,17 +123,24 @@ class AutoCouplingFlow(AutoContinuous):
                 self._create_plates(*args, **kwargs)  # NeuTraReparam reads them, also where no call went before
         initial = self._init_loc().to(dtype=target.dtype, device=target.device)
         if self.transform is not None:  # loaded
-            if self.transform.event_shape[0] != self.latent_dim:
-                raise ValueError(
-                    f"AutoCouplingFlow: the loaded parameters are for {self.transform.event_shape[0]} latent "
-                    f"dimensions, the model has {self.latent_dim}"
-                )
+            self._check_loaded(self.transform)
             return
         self._build(self.latent_dim, initial)
         self.starts = warm_start(
             target, initial, self.warm_start, num_starts=self.num_starts, generator=generator, max_seconds=max_seconds
         )
         self._set_outer(self.starts[0])
+
+    def _check_loaded(self, transform: Chain) -> None:
+        wanted, found, size = self.loaded_latents, self.latents, transform.event_shape[0]
+        if wanted and list(wanted.items()) != list(found.items()):  # their order counts as well
+            message = f"the latents {wanted}, the model has {found}"
+        elif size != self.latent_dim:
+            message = f"{size} latent dimensions, the model has {self.latent_dim}"
+        else:
+            return
+        self.prototype_trace = None  # or a second call would get past
+        raise ValueError(f"AutoCouplingFlow: the loaded parameters are for {message}")
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         if self._plain_model is None:
@@ -149,13 +158,20 @@ class AutoCouplingFlow(AutoContinuous):
         flow = self._flow[0]
         if not isinstance(flow, Bijection):
             flow = _as_bijection(flow if isinstance(flow, Transform) else flow(dim))
-        if flow.event_shape != (dim,) or flow.context_dim:
+        if flow.event_shape != (dim,) or flow.context_shape:
             raise ValueError(
                 f"AutoCouplingFlow: flow must be a bijection of ({dim},) without context, found event shape "
-                f"{tuple(flow.event_shape)} and {flow.context_dim} context features"
+                f"{tuple(flow.event_shape)} and a context of shape {tuple(flow.context_shape)}"
             )
         outer = LowerTriangularAffine if dim <= _LARGEST_TRIANGULAR else DiagonalAffine
         self.transform = Chain([flow, outer(like.new_zeros(dim))]).to(dtype=like.dtype, device=like.device)
+
+    @property
+    def latents(self) -> dict[str, tuple[int, ...]]:
+        """Names and unconstrained shapes of the latents, in the order in which they lie in the flow's output."""
+        if self.prototype_trace is None:
+            return self.loaded_latents
+        return {name: tuple(shape) for name, shape in self._unconstrained_shapes.items()}
 
     def _set_outer(self, start: GaussianStart) -> None:
         outer = self.transform[-1]

@@ -1,13 +1,16 @@
 """The recipes: where they start, what they share, how they split, what they refuse, that they learn."""
 
 import inspect
+import itertools
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
 from pyro_coupling import flows
+from pyro_coupling.nn import MLP, Constant
 from pyro_coupling.transforms import Bijection, ClampScale, Coupling, DiagonalAffine, Permutation
 
 RECIPES = [getattr(flows, name) for name in ("nice", "real_nvp", "neural_spline")]
@@ -19,7 +22,9 @@ SMALL = {"num_layers": 4, "hidden_dims": (8,)}
 
 
 def couplings(flow):
-    return [part for part in flow if isinstance(part, Coupling)]
+    """The couplings with a network; those that move the other part as well depend on nothing."""
+    alone = [isinstance(part, Coupling) and isinstance(part.conditioner, Constant) for part in flow]
+    return [part for part, skip in zip(flow, alone, strict=True) if isinstance(part, Coupling) and not skip]
 
 
 def permutations(flow):
@@ -32,7 +37,7 @@ def moved(flow):
     for part in flow:
         if isinstance(part, Permutation):
             order = order[part.permutation]
-        if isinstance(part, Coupling):
+        if isinstance(part, Coupling) and (part.partition.num_staying == 0 or part in couplings(flow)):
             sets.append(set(order[part.partition.order[part.partition.num_staying :]].tolist()))
     return sets
 
@@ -69,7 +74,7 @@ def test_recipes_share_their_first_arguments():
 
 @recipes
 def test_recipes_share_their_keywords(recipe):
-    flow = recipe(3, mask="halves", seed=3, activation=nn.Tanh, separate=True, outer_affine=False, **SMALL)
+    flow = recipe(3, mask="halves", seed=3, activation=nn.Tanh, separate=True, both=False, outer_affine=False, **SMALL)
     assert len(couplings(flow)) == len(flow) == 4
     assert sum(isinstance(part, nn.Tanh) for part in flow.modules()) == 4 * couplings(flow)[0].elementwise.num_params
     with pytest.raises(TypeError, match="num_blocks"):
@@ -97,6 +102,32 @@ def test_every_second_mask_is_the_complement_of_the_one_before(recipe, mask, eve
     first, second, third, fourth = moved(flow)
     assert everything - first == second and everything - third == fourth
     assert all(moved(flow))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("event", [2, 3, 4])
+def test_no_random_layer_moves_what_the_one_before_has_moved(event, seed):
+    sets = moved(flows.real_nvp(event, 12, (8,), seed=seed))
+    assert all(first != second for first, second in itertools.pairwise(sets))
+
+
+def test_a_layer_of_a_neural_spline_moves_both_parts():
+    flow = flows.neural_spline(4, 1, (8,), outer_affine=False).double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    x = torch.linspace(-1, 1, 4).double()
+    assert (flow(x) != x).all()
+
+
+def test_hidden_layers_of_a_neural_spline_keep_the_size_of_a_signal():
+    torch.manual_seed(0)
+    flow = flows.neural_spline(100, 2, (256, 256), both=False)
+    for network in (part for part in flow.modules() if isinstance(part, MLP)):
+        hidden = torch.randn(500, 50)
+        for layer in list(network)[:-1]:
+            hidden = layer(hidden)
+        assert 0.5 < hidden.square().mean().sqrt() < 2
 
 
 def test_one_dimension_is_moved_by_every_layer():
@@ -147,6 +178,82 @@ def test_an_invalid_argument_is_named(recipe, invalid, message):
 def test_an_invalid_setting_of_the_spline_is_named(invalid, message):
     with pytest.raises(ValueError, match=message):
         flows.neural_spline(3, **invalid)
+
+
+# Circular flows
+
+CIRCULAR = [True, False, True]
+
+
+def circular(**kwargs):
+    torch.manual_seed(0)
+    flow = flows.circular_spline(3, 4, (8,), circular=CIRCULAR, num_bins=4, **kwargs).double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return flow
+
+
+def test_angles_stay_on_their_circle_and_numbers_leave_it():
+    y = circular()(10 * torch.randn(500, 3, dtype=torch.float64))
+    assert (y[:, [0, 2]].abs() <= math.pi).all() and y[:, 1].abs().max() > 10
+
+
+@pytest.mark.parametrize("angle", [0, 2])
+def test_a_turn_of_an_angle_changes_nothing(angle):
+    flow, x = circular(), torch.randn(50, 3, dtype=torch.float64)
+    turned = x.clone()
+    turned[:, angle] += 2 * math.pi
+    for method in (flow.forward_and_log_det, flow.inverse_and_log_det):
+        (y, log_det), (other, same) = method(x), method(turned)
+        apart = (y - other).abs()
+        apart[:, [0, 2]] = torch.minimum(apart, 2 * math.pi - apart)[:, [0, 2]]
+        assert apart.max() < 1e-9 and torch.allclose(log_det, same, atol=1e-9)
+
+
+def test_the_density_of_angles_has_no_seam():
+    flow = circular()
+    density = dist.TransformedDistribution(flows.base_distribution(flow, circular=CIRCULAR), [flow])
+    x = torch.randn(50, 3, dtype=torch.float64)
+    left, right = x.clone(), x.clone()
+    left[:, 0], right[:, 0] = -math.pi + 1e-9, math.pi - 1e-9
+    assert torch.allclose(density.log_prob(left), density.log_prob(right), atol=1e-6)
+
+
+def test_the_density_of_two_angles_has_mass_one():
+    torch.manual_seed(0)
+    flow = flows.circular_spline(2, 4, (8,), num_bins=4).double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    density = dist.TransformedDistribution(flows.base_distribution(flow, circular=[True, True]), [flow])
+    side = (torch.arange(400, dtype=torch.float64) + 0.5) / 400 * 2 * math.pi - math.pi
+    mass = density.log_prob(torch.cartesian_prod(side, side)).exp().mean() * (2 * math.pi) ** 2
+    assert mass.item() == pytest.approx(1.0, abs=1e-3)  # the midpoint rule across the kinks of splines
+
+
+def test_a_circular_flow_starts_as_the_identity_on_its_circle():
+    flow = flows.circular_spline(3, 4, (8,), circular=CIRCULAR).double()
+    x = torch.tensor([3.0, 5.0, -3.0], dtype=torch.float64)
+    assert torch.allclose(flow(x), x) and torch.allclose(flow.forward_and_log_det(x)[1], torch.zeros(()).double())
+
+
+def test_a_circular_flow_takes_context():
+    flow = circular(context_dim=2)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    first, second = (flow.condition(c * torch.ones(2, dtype=torch.float64))(x) for c in (0.0, 6 * math.pi))
+    assert not torch.allclose(first, second)  # a context is no angle
+
+
+def test_circular_must_have_an_entry_for_each_dimension():
+    with pytest.raises(ValueError, match=r"circular.*3 dimensions, got 2"):
+        flows.circular_spline(3, circular=[True, False])
+
+
+@recipes
+@pytest.mark.parametrize("mode", ["reversible", "checkpoint"])
+def test_memory_modes_are_a_keyword_of_every_recipe(recipe, mode):
+    assert getattr(recipe(3, **{mode: True}), mode)
 
 
 def negative_log_likelihood(flow: Bijection, x):

@@ -29,9 +29,17 @@ if TYPE_CHECKING:
     import pandas
 
 _PARTICLES = 128
+_MORE_PARTICLES = 512  # where they cost little more
+_LONG_COMPUTATION = 2000  # operations that take longer to start than a flow of default size takes in all
 _MAX_STEPS = 50_000
 _DIAGNOSTIC_DRAWS = 4000
 _WARM_START_SHARE = 0.2  # of max_seconds, at most
+
+
+def _suitable_particles(target: PyroTarget) -> int:
+    """More where a long chain of small operations, such as an ODE's or a filter's steps, costs the same for more."""
+    cheap = target.num_operations >= _LONG_COMPUTATION and target.chunk_size >= _MORE_PARTICLES
+    return _MORE_PARTICLES if cheap else _PARTICLES
 
 
 def _learning_rate(dim: int) -> float:
@@ -46,7 +54,8 @@ class FlowVI:
         model: A Pyro model of fixed structure. Discrete latents with finite support are summed out.
         guide: An `AutoCouplingFlow` of the model; one with default settings if not given. A guide that has
             been trained is trained further.
-        num_particles: Samples in each training step; 128 if not given.
+        num_particles: Samples in each training step; if not given 128, or 512 for a model that computes in
+            thousands of small steps, which take as long for more samples.
         max_steps: Largest number of training steps. If neither this nor ``max_seconds`` is given, training
             ends by itself when the fit no longer improves (at the latest after 50 000 steps).
         max_seconds: Longest time for warm start and training. Runs with it end by the clock, so they
@@ -98,6 +107,7 @@ class FlowVI:
         self.model = model
         self.guide = guide
         self.num_particles = num_particles or _PARTICLES
+        self._choose_particles = num_particles is None
         self.max_steps = max_steps or _MAX_STEPS
         self.max_seconds = max_seconds or math.inf
         self.progress = progress
@@ -159,6 +169,8 @@ class FlowVI:
         if self._default_guide:  # a new one for each run: what an earlier run learned is of other data
             discrete = list(target.structure.discrete)
             self.guide = AutoCouplingFlow(poutine.block(self.model, hide=discrete) if discrete else self.model)
+        if self._choose_particles:
+            self.num_particles = _suitable_particles(target)
         self.target = target
         return target
 

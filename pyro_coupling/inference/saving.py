@@ -8,30 +8,42 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..codec import Node, decode, encode
 from ..files import read_safetensors, write_safetensors
 from ..guides import AutoCouplingFlow
+from ..saving import describe_guide, fill_guide, guide_settings
 
 if TYPE_CHECKING:
     from .flow_vi import FlowVI
 
 _FORMAT = "pyro_coupling.FlowVI"
 _VERSION = 1
+_GUIDE = "guide."
+_FLOW = f"{_GUIDE}transform."
 _NUMBERS = ("khat", "ess", "elbo", "log_evidence", "log_evidence_se", "num_steps", "seconds", "missed_mass")
 
 
 def save_fit(vi: FlowVI, path: str | os.PathLike[str]) -> None:
     """Writes a fit to one safetensors file."""
-    tensors = {f"guide.{name}": value for name, value in vi.guide.state_dict().items()}
+    tensors: dict[str, Any] = {}
+    try:
+        guide = describe_guide(cast(AutoCouplingFlow, vi.guide), tensors, _FLOW)
+    except (TypeError, ValueError) as error:
+        guide = None
+        tensors = {_GUIDE + name: value for name, value in vi.guide.state_dict().items()}
+        warnings.warn(
+            f"what the guide is made of is not stored ({error}): pass a fresh one to FlowVI.load(..., guide=guide)",
+            stacklevel=3,
+        )
     tensors["log_weights"] = vi._log_weights
     tensors["generator"] = vi._generator.get_state()
     try:
-        arguments = _encode([list(vi.target.args), vi.target.kwargs], tensors)
+        arguments = encode([list(vi.target.args), vi.target.kwargs], tensors)
     except (TypeError, ValueError) as error:
         arguments = None
         warnings.warn(
@@ -41,6 +53,7 @@ def save_fit(vi: FlowVI, path: str | os.PathLike[str]) -> None:
         "arguments": arguments,
         "default_guide": vi._default_guide,
         "figures": vi.diagnostics(),
+        "guide": guide,
         "latents": {site.name: list(site.shape) for site in vi.target.structure.latents},
         "num_particles": vi.num_particles,
     }
@@ -63,21 +76,31 @@ def load_fit(
                 f"{name!r} does not hold the model's arguments: pass them, FlowVI.load(path, model, *args)"
             )
         args, kwargs = stored.arguments
-    if guide is None and not stored.default_guide:
+    if guide is None and stored.guide is None and not stored.default_guide:
         raise ValueError(
             f"{name!r} was fitted with a guide of your own: pass a fresh one, FlowVI.load(..., guide=guide)"
         )
     vi = cls(model, guide, num_particles=stored.num_particles)
+    if guide is None:
+        vi.guide = AutoCouplingFlow(model, **stored.settings)  # its init_loc_fn reads the model
     target = vi._read_model(args, kwargs)
     found = {site.name: list(site.shape) for site in target.structure.latents}
-    if found != stored.latents:
+    if list(found.items()) != list(stored.latents.items()):  # in the order in which they lie in the flow
         raise ValueError(
             f"{name!r} does not fit the model: it has the latent sites {stored.latents}, the model {found}"
         )
     try:
-        vi.guide.load_state_dict(stored.parameters)
-        vi.guide.setup(target, target.args, target.kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
+        if guide is None and stored.guide is not None:
+            # of the model that was read, in which discrete latents are hidden
+            vi.guide = AutoCouplingFlow(vi.guide._plain_model[0], **stored.settings)
+            fill_guide(vi.guide, stored.guide, tensors, _FLOW)
+            foreign = [name for name in tensors if name.startswith(_GUIDE)]
+            if foreign:
+                raise ValueError(f"the tensor {foreign[0]!r} is not its own")
+        else:
+            vi.guide.load_state_dict(stored.parameters)
+        vi.guide.to(target.device).setup(target, target.args, target.kwargs)
+    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name!r} does not fit the guide: {error}") from error
     vi._default_guide = stored.default_guide
     vi._figures, vi._log_weights = stored.figures, stored.log_weights
@@ -93,6 +116,8 @@ class _Stored(NamedTuple):
     arguments: tuple[tuple, dict[str, Any]] | None
     default_guide: bool
     figures: dict[str, Any]
+    guide: Node | None
+    settings: dict[str, Any]
     latents: dict[str, list[int]]
     num_particles: int
     parameters: dict[str, Tensor]
@@ -102,49 +127,21 @@ class _Stored(NamedTuple):
 
 def _stored(tensors: dict[str, Tensor], metadata: dict[str, str]) -> _Stored:
     state = json.loads(metadata["state"])
-    figures, arguments = dict(state["figures"]), state["arguments"]
+    figures, arguments, guide = dict(state["figures"]), state["arguments"], state.get("guide")
     wrong = [name for name in _NUMBERS if not isinstance(figures.get(name), (int, float))]
     if wrong or not isinstance(state["num_particles"], int):
         raise ValueError(f"no numbers for {wrong or 'num_particles'}")
     if arguments is not None:
-        args, kwargs = _decode(arguments, tensors)
+        args, kwargs = decode(arguments, tensors)
         arguments = tuple(args), dict(kwargs)
+    settings = {} if guide is None else guide_settings(guide, tensors)
     generator = tensors["generator"]
     if generator.dtype != torch.uint8:
         raise ValueError("the random state is none")
-    parameters = {k.removeprefix("guide."): v for k, v in tensors.items() if k.startswith("guide.")}
+    parameters = {k.removeprefix(_GUIDE): v for k, v in tensors.items() if k.startswith(_GUIDE)}
     if not parameters:
         raise ValueError("there are no parameters")
     return _Stored(
-        arguments, bool(state["default_guide"]), figures, state["latents"], state["num_particles"],
+        arguments, bool(state["default_guide"]), figures, guide, settings, state["latents"], state["num_particles"],
         parameters, tensors["log_weights"], generator,
     )  # fmt: skip
-
-
-def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Arguments as JSON, their arrays put into ``tensors``."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return {"plain": value}
-    if isinstance(value, (Tensor, np.ndarray)):
-        name = f"argument.{len(tensors)}"
-        tensors[name] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-        return {"tensor" if isinstance(value, Tensor) else "array": name}
-    if type(value) in (list, tuple):
-        return {type(value).__name__: [_encode(v, tensors) for v in value]}
-    if type(value) is dict and all(isinstance(k, str) for k in value):
-        return {"dict": {k: _encode(v, tensors) for k, v in value.items()}}
-    raise TypeError(f"no way to store a {type(value).__name__}")
-
-
-def _decode(node: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    ((kind, value),) = node.items()
-    if kind == "plain":
-        return value
-    if kind in ("tensor", "array"):
-        return tensors[value] if kind == "tensor" else tensors[value].numpy()
-    if kind == "dict":
-        return {k: _decode(v, tensors) for k, v in value.items()}
-    if kind in ("list", "tuple"):
-        items = [_decode(v, tensors) for v in value]
-        return items if kind == "list" else tuple(items)
-    raise ValueError(f"the file describes an argument of unknown kind {kind!r}")

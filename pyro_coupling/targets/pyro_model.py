@@ -27,6 +27,8 @@ from .structure import ModelStructure, init_to_center, read_structure
 _PARTICLES = "_flow_particles"
 # About what one core caches: beyond it, a batch of points is slower than its halves one after the other.
 _CACHE_BYTES = 4 * 2**20
+# An operation on as much takes about as long as starting it does, so smaller tensors gain nothing.
+_FREE_BYTES = 8 * 2**10
 
 
 class PyroTarget:
@@ -79,8 +81,9 @@ class PyroTarget:
         self._frozen_seed: int | None = None
         self._check_deterministic()
         self._check_vectorized()
-        self.bytes_per_point = self._measure_bytes()
-        self.chunk_size = max(8, _CACHE_BYTES // max(1, self.bytes_per_point))
+        self.bytes_per_point, self.num_operations = self._measure()
+        least = _FREE_BYTES * self.num_operations
+        self.chunk_size = max(8, max(_CACHE_BYTES, least) // max(1, self.bytes_per_point))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log joint density at points ``(n, dim)``, the Jacobian of the constraints included: ``(n,)``."""
@@ -280,10 +283,10 @@ class PyroTarget:
             if not all(torch.equal(first, other) for other in others):
                 self._frozen_seed = int(torch.randint(2**31, ()))
 
-    def _measure_bytes(self) -> int:
-        """Memory that autograd keeps for one more point, a measure of the model's size."""
+    def _measure(self) -> tuple[int, int]:
+        """Memory that autograd keeps for one more point, and the number of tensors it keeps."""
 
-        def kept(n: int) -> int:
+        def kept(n: int) -> dict[int, int]:
             seen: dict[int, int] = {}
 
             def pack(tensor: Tensor) -> Tensor:
@@ -293,9 +296,10 @@ class PyroTarget:
             x = self.initial.expand(n, -1).clone().requires_grad_()
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 log_p = self.log_prob(x)  # alive until all is counted, so that no address is used twice
-            return sum(seen.values()) if log_p.requires_grad else 0
+            return seen if log_p.requires_grad else {}
 
-        return max(0, kept(3) - kept(2))
+        two, three = kept(2), kept(3)
+        return max(0, sum(three.values()) - sum(two.values())), len(two)
 
     def _check_vectorized(self) -> None:
         """Compares a batch of two points with the same points alone; falls back to single runs where they differ."""

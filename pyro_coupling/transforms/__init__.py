@@ -7,8 +7,16 @@ from .coupling import Coupling
 from .elementwise import (
     Affine,
     AsymmetricClampScale,
+    BoundedRationalQuadraticSpline,
+    CircularRationalQuadraticSpline,
     ClampScale,
+    CubicSpline,
     Elementwise,
+    LinearRationalSpline,
+    LogisticMixture,
+    PerFeature,
+    PiecewiseLinear,
+    PiecewiseQuadratic,
     RationalQuadraticSpline,
     Scale,
     Shift,
@@ -16,6 +24,7 @@ from .elementwise import (
     SoftplusScale,
     TanhScale,
 )
+from .fixed import LOFT, LeakyReLU, SoftBound, ToUnitInterval
 from .helpers import (
     additive_coupling,
     affine_coupling,
@@ -24,33 +33,66 @@ from .helpers import (
     conditional_spline_coupling,
     spline_coupling,
 )
-from .partitions import Partition, alternating, halves, random_pair
-from .permutation import Permutation
+from .linear import HouseholderLinear, LULinear, PlainLinear, conv1x1
+from .masks import alternating, checkerboard, decorrelating, from_indices, halves, random_pair
+from .normalization import ActNorm, BatchNorm
+from .partitions import MaskedPartition, Partition, SlicePartition
+from .parts import OnSlice, WithContext
+from .permutation import LearnedPermutation, Permutation
+from .reshape import Reshape, Squeeze
 
 __all__ = [
+    "LOFT",
+    "ActNorm",
     "Affine",
     "AsymmetricClampScale",
+    "BatchNorm",
     "Bijection",
+    "BoundedRationalQuadraticSpline",
     "Chain",
+    "CircularRationalQuadraticSpline",
     "ClampScale",
     "Coupling",
+    "CubicSpline",
     "DiagonalAffine",
     "Elementwise",
+    "HouseholderLinear",
+    "LULinear",
+    "LeakyReLU",
+    "LearnedPermutation",
+    "LinearRationalSpline",
+    "LogisticMixture",
     "LowerTriangularAffine",
+    "MaskedPartition",
+    "OnSlice",
     "Partition",
+    "PerFeature",
     "Permutation",
+    "PiecewiseLinear",
+    "PiecewiseQuadratic",
+    "PlainLinear",
     "RationalQuadraticSpline",
+    "Reshape",
     "Scale",
     "Shift",
     "SigmoidScale",
+    "SlicePartition",
+    "SoftBound",
     "SoftplusScale",
+    "Squeeze",
     "TanhScale",
+    "ToUnitInterval",
+    "WithContext",
     "additive_coupling",
     "affine_coupling",
     "alternating",
+    "checkerboard",
     "conditional_additive_coupling",
     "conditional_affine_coupling",
     "conditional_spline_coupling",
+    "conv1x1",
+    "decorrelating",
+    "from_indices",
     "halves",
     "random_pair",
     "spline_coupling",

@@ -7,9 +7,11 @@ __all__ = ["DiagonalAffine", "LowerTriangularAffine"]
 import torch
 from torch import Tensor, nn
 
+from ..registry import register
 from .base import Bijection
 
 
+@register
 class DiagonalAffine(Bijection):
     """``y = loc + scale * (shift + exp(log_diag) * x)``, for events of any shape.
 
@@ -70,6 +72,7 @@ class DiagonalAffine(Bijection):
         return f"event_shape={tuple(self.event_shape)}"
 
 
+@register
 class LowerTriangularAffine(Bijection):
     """``y = loc + scale_tril (shift + L x)`` with L lower-triangular, its diagonal ``exp(log_diag)``.
 

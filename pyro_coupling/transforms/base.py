@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ["Bijection"]
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..registry import register
+
 #: methods whose arguments are checked, and where context stands after x
 _CHECKED = {"forward_and_log_det": 0, "inverse_and_log_det": 0, "forward_and_score": 1}
 
@@ -22,26 +25,36 @@ _CHECKED = {"forward_and_log_det": 0, "inverse_and_log_det": 0, "forward_and_sco
 def _checked(method: Callable) -> Callable:
     """Adds the check of input and context to a method of a subclass; context is its last argument."""
     position = _CHECKED[method.__name__]
+    inverse = method.__name__ == "inverse_and_log_det"
 
     @functools.wraps(method)
     def checked(self: Bijection, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        _check(self, x, kwargs.get("context", args[position] if len(args) > position else None))
-        return method(self, x, *args, **kwargs)
+        context = kwargs.get("context", args[position] if len(args) > position else None)
+        _check(self, x, self.output_shape if inverse else self.event_shape, context)
+        if torch.compiler.is_compiling():
+            return method(self, x, *args, **kwargs)
+        try:
+            return method(self, x, *args, **kwargs)
+        except RuntimeError as error:  # asked for only now, since walking all parameters takes time
+            found = _mixture(self, x, context)
+            if found is None:
+                raise
+            raise ValueError(f"{type(self).__name__}: {found}") from error
 
     return checked
 
 
-def _check(bijection: Bijection, x: Tensor, context: Tensor | None) -> None:
-    batch_dim = x.dim() - len(bijection.event_shape)
-    if batch_dim < 0 or x.shape[batch_dim:] != bijection.event_shape:
+def _check(bijection: Bijection, x: Tensor, shape: torch.Size, context: Tensor | None) -> None:
+    batch_dim = x.dim() - len(shape)
+    if batch_dim < 0 or x.shape[batch_dim:] != shape:
         raise ValueError(
-            f"{type(bijection).__name__}: the input must end in the event shape {tuple(bijection.event_shape)}, "
+            f"{type(bijection).__name__}: the input must end in the event shape {tuple(shape)}, "
             f"but has shape {tuple(x.shape)}"
         )
-    if not bijection.context_dim:
+    if not bijection.context_shape:
         return
-    _check_context(bijection, context)
-    batch, found = x.shape[:batch_dim], context.shape[:-1]
+    context = _check_context(bijection, context)
+    batch, found = x.shape[:batch_dim], context.shape[: context.dim() - len(bijection.context_shape)]
     if len(found) > batch_dim or any(c not in (1, b) for c, b in zip(found[::-1], batch[::-1], strict=False)):
         raise ValueError(
             f"{type(bijection).__name__}: context of batch shape {tuple(found)} does not broadcast to the input's "
@@ -49,12 +62,36 @@ def _check(bijection: Bijection, x: Tensor, context: Tensor | None) -> None:
         )
 
 
-def _check_context(bijection: Bijection, context: Tensor | None) -> None:
-    name, size = type(bijection).__name__, bijection.context_dim
+def _check_context(bijection: Bijection, context: Tensor | None) -> Tensor:
+    name, shape = type(bijection).__name__, bijection.context_shape
     if context is None:
-        raise ValueError(f"{name}: context of {size} features is missing; pass context=... or use condition(context)")
-    if context.dim() < 1 or context.size(-1) != size:
-        raise ValueError(f"{name}: context must end in {size} features, but has shape {tuple(context.shape)}")
+        raise ValueError(
+            f"{name}: context of shape {tuple(shape)} is missing; pass context=... or use condition(context)"
+        )
+    if context.dim() < len(shape) or context.shape[context.dim() - len(shape) :] != shape:
+        raise ValueError(f"{name}: context must end in the shape {tuple(shape)}, but has shape {tuple(context.shape)}")
+    return context
+
+
+def _mixture(bijection: Bijection, x: Tensor, context: Tensor | None) -> str | None:
+    """Says which devices or dtypes meet in a call, if there are several."""
+    own = [p for p in itertools.chain(bijection.parameters(), bijection.buffers()) if p.is_floating_point()]
+    given = [("the input", x)] + ([] if context is None else [("the context", context)])
+    for what in ("device", "dtype"):
+        kinds = {f"the parameters ({getattr(p, what)})": getattr(p, what) for p in own}
+        kinds |= {f"{name} ({getattr(t, what)})": getattr(t, what) for name, t in given}
+        if len(set(kinds.values())) > 1:
+            return f"all must be of one {what}, found {', '.join(sorted(kinds))}"
+    return None
+
+
+def _context_shape(name: str, context_dim: int | Sequence[int]) -> torch.Size:
+    shape = (context_dim,) if isinstance(context_dim, int) else tuple(context_dim)
+    if shape in ((), (0,)):
+        return torch.Size()
+    if min(shape) < 1:
+        raise ValueError(f"{name}: context_dim must be 0 or more, or a shape, got {context_dim}")
+    return torch.Size(shape)
 
 
 class Bijection(TransformModule, ConditionalTransformModule):
@@ -71,17 +108,25 @@ class Bijection(TransformModule, ConditionalTransformModule):
 
     Args:
         event_shape: Shape of one input, ``()`` for maps of single numbers.
-        context_dim: Number of context features the map depends on; 0 for none.
+        context_dim: Number of context features the map depends on, 0 for none; or the shape of a
+            context, such as ``(features, height, width)`` where each pixel has its own.
+        output_shape: Shape of one output where it differs from that of an input.
     """
 
     bijective = True
+    #: Whether a second pass in training mode repeats the first, which reversible backpropagation needs.
+    repeatable = True
 
-    def __init__(self, event_shape: tuple[int, ...], context_dim: int = 0) -> None:
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_dim: int | Sequence[int] = 0,
+        output_shape: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(cache_size=0)
-        if context_dim < 0:
-            raise ValueError(f"{type(self).__name__}: context_dim must be 0 or more, got {context_dim}")
         self.event_shape = torch.Size(event_shape)
-        self.context_dim = context_dim
+        self.output_shape = self.event_shape if output_shape is None else torch.Size(output_shape)
+        self.context_shape = _context_shape(type(self).__name__, context_dim)
         self._notes = WeakIdKeyDictionary()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -90,15 +135,20 @@ class Bijection(TransformModule, ConditionalTransformModule):
             if name in cls.__dict__:
                 setattr(cls, name, _checked(cls.__dict__[name]))
 
+    @property
+    def context_dim(self) -> int:
+        """Number of entries of a context, 0 for none."""
+        return self.context_shape.numel() if self.context_shape else 0
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Maps base noise to a sample.
 
         Args:
             x: Input, ``(*batch, *event_shape)``.
-            context: Context, broadcastable to ``(*batch, context_dim)``.
+            context: Context, broadcastable to ``(*batch, *context_shape)``.
 
         Returns:
-            The output ``(*batch, *event_shape)`` and ``log|det dy/dx|``, ``(*batch,)``.
+            The output ``(*batch, *output_shape)`` and ``log|det dy/dx|``, ``(*batch,)``.
         """
         raise NotImplementedError(f"{type(self).__name__} has to implement forward_and_log_det")
 
@@ -106,8 +156,8 @@ class Bijection(TransformModule, ConditionalTransformModule):
         """Maps a sample back to base noise.
 
         Args:
-            y: Output of the map, ``(*batch, *event_shape)``.
-            context: Context, broadcastable to ``(*batch, context_dim)``.
+            y: Output of the map, ``(*batch, *output_shape)``.
+            context: Context, broadcastable to ``(*batch, *context_shape)``.
 
         Returns:
             The input ``(*batch, *event_shape)`` and ``log|det dx/dy|``, ``(*batch,)``.
@@ -126,7 +176,7 @@ class Bijection(TransformModule, ConditionalTransformModule):
         Args:
             x: Input, ``(*batch, *event_shape)``.
             score: Gradient of the log density at x, like x.
-            context: Context, broadcastable to ``(*batch, context_dim)``.
+            context: Context, broadcastable to ``(*batch, *context_shape)``.
 
         Returns:
             Output, ``log|det dy/dx|``, and the score at the output.
@@ -146,7 +196,7 @@ class Bijection(TransformModule, ConditionalTransformModule):
             (new_score,) = torch.autograd.grad(outputs, [leaf], weights)
         return y, log_det, new_score
 
-    # Pyro's protocol. Nothing below is overridden by a layer.
+    # Pyro's protocol. A layer overrides nothing below but its domain and codomain.
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
@@ -154,7 +204,15 @@ class Bijection(TransformModule, ConditionalTransformModule):
 
     @constraints.dependent_property(is_discrete=False)
     def codomain(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return constraints.independent(constraints.real, len(self.output_shape))
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of the output for an input of this shape."""
+        return torch.Size(shape[: len(shape) - len(self.event_shape)]) + self.output_shape
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of the input for an output of this shape."""
+        return torch.Size(shape[: len(shape) - len(self.output_shape)]) + self.event_shape
 
     @property
     def inv(self) -> Bijection:
@@ -168,9 +226,9 @@ class Bijection(TransformModule, ConditionalTransformModule):
         """This map with its context fixed: a plain Pyro transform.
 
         Args:
-            context: Context, ``(*batch, context_dim)``.
+            context: Context, ``(*batch, *context_shape)``.
         """
-        return Conditioned(self, context) if self.context_dim else self
+        return Conditioned(self, context) if self.context_shape else self
 
     def with_cache(self, cache_size: int = 1) -> Bijection:
         """Returns the bijection itself, which needs no cache of Pyro's to score its own samples."""
@@ -256,12 +314,21 @@ def _marks(tensors: list[Tensor]) -> list[tuple[int, int, bool]]:
     return [(t._version, t.data_ptr(), t.requires_grad) for t in tensors]
 
 
+@register(arguments=lambda inverse: {"bijection": inverse.bijection})
 class Inverse(Bijection):
     """A bijection run backwards."""
 
     def __init__(self, bijection: Bijection) -> None:
-        super().__init__(bijection.event_shape, bijection.context_dim)
+        super().__init__(bijection.output_shape, bijection.context_shape, bijection.event_shape)
         self.bijection = bijection
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return self.bijection.codomain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return self.bijection.domain
 
     @property
     def inv(self) -> Bijection:
@@ -285,17 +352,41 @@ class Inverse(Bijection):
         return -self.bijection.log_abs_det_jacobian(y, x)
 
 
+@register(arguments=lambda fixed: {"bijection": fixed.bijection, "context": fixed.context})
 class Conditioned(Bijection):
     """A bijection with its context fixed. It lives as long as the context does."""
 
     def __init__(self, bijection: Bijection, context: Tensor) -> None:
-        super().__init__(bijection.event_shape)
+        super().__init__(bijection.event_shape, output_shape=bijection.output_shape)
         _check_context(bijection, context)
         self.bijection = bijection
         self.context = context
 
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return self.bijection.domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return self.bijection.codomain
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection.forward_and_log_det(x, self.context)
+        return self.bijection.forward_and_log_det(self._expanded(x, self.event_shape), self.context)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection.inverse_and_log_det(y, self.context)
+        return self.bijection.inverse_and_log_det(self._expanded(y, self.output_shape), self.context)
+
+    def forward_and_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, score = self._expanded(x, self.event_shape), self._expanded(score, self.event_shape)
+        return self.bijection.forward_and_score(x, score, self.context)
+
+    def _expanded(self, x: Tensor, event: torch.Size) -> Tensor:
+        """One event meets many contexts, as one value does in a batch of distributions."""
+        batch = x.shape[: x.dim() - len(event)]
+        contexts = self.context.shape[: self.context.dim() - len(self.bijection.context_shape)]
+        try:
+            return x.expand(torch.broadcast_shapes(batch, contexts) + event)
+        except RuntimeError:
+            return x  # the bijection says what does not fit

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 __all__ = ["Chain"]
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
+from ..registry import register
 from .base import Bijection
+from .reversible import Step, checkpointed, in_function_transform, reversible_sweep
 
 
+@register(
+    arguments=lambda chain: {
+        "bijections": list(chain),
+        "reversible": chain.reversible,
+        "checkpoint": chain.checkpoint,
+    }
+)
 class Chain(Bijection):
     """Composition of bijections: the first one listed acts first.
 
     Log-determinants are added up as the sweep goes, so value and log-determinant cost one pass.
 
+    Training stores what every part needs for its backward pass, which grows with depth. Two settings
+    trade that for a second pass over each part. ``checkpoint`` keeps the input of each part and runs the
+    part again. ``reversible`` keeps the two ends of the chain only and rebuilds the inputs by inversion,
+    from the last part to the first; where rounding has made that inexact (a watch compares the rebuilt
+    first input with the true one) the gradient is computed again from the true input, a warning says so,
+    and the chain checkpoints from then on. Neither changes a value; gradients of both are once
+    differentiable, and under ``torch.func`` and ``torch.compile`` both run as an ordinary chain.
+
     Args:
-        bijections: At least one `Bijection`, all of the same event shape.
+        bijections: At least one `Bijection`, the output of each of the shape that the next one takes.
+        reversible: Memory that does not grow with depth, by inversion in the backward pass.
+        checkpoint: Memory for one input a part, by running each part twice.
 
     Raises:
         TypeError: If a part is not a `Bijection`.
-        ValueError: If there is no part, or if event shapes or context sizes do not agree.
+        ValueError: If there is no part, if event shapes or context shapes do not agree, if both settings
+            are chosen, or if ``reversible`` meets dropout or batch norm, which no second pass repeats.
+
+    Reference:
+        Gomez, Ren, Urtasun, Grosse. The reversible residual network. NeurIPS 2017.
+        Chen, Xu, Zhang, Guestrin. Training deep nets with sublinear memory cost. 2016.
 
     Example:
         >>> import torch
@@ -33,7 +60,7 @@ class Chain(Bijection):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    def __init__(self, bijections: Iterable[Bijection]) -> None:
+    def __init__(self, bijections: Iterable[Bijection], *, reversible: bool = False, checkpoint: bool = False) -> None:
         parts = list(bijections)
         for part in parts:
             if not isinstance(part, Bijection):
@@ -43,37 +70,87 @@ class Chain(Bijection):
                 )
         if not parts:
             raise ValueError("Chain: bijections is empty, at least one is needed")
-        shapes = {tuple(part.event_shape) for part in parts}
-        contexts = {part.context_dim for part in parts} - {0}
-        if len(shapes) > 1:
-            raise ValueError(f"Chain: all parts must share one event shape, found {sorted(shapes)}")
+        for i, (part, following) in enumerate(itertools.pairwise(parts)):
+            if part.output_shape != following.event_shape:
+                raise ValueError(
+                    f"Chain: all parts must share one event shape, but part {i} ({type(part).__name__}) gives "
+                    f"{tuple(part.output_shape)} and part {i + 1} ({type(following).__name__}) takes "
+                    f"{tuple(following.event_shape)}"
+                )
+        contexts = {part.context_shape for part in parts if part.context_shape}
         if len(contexts) > 1:
-            raise ValueError(f"Chain: all parts with a context must share its size, found {sorted(contexts)}")
-        super().__init__(parts[0].event_shape, max(contexts, default=0))
+            found = sorted(map(tuple, contexts))
+            raise ValueError(f"Chain: all parts with a context must share its shape, found {found}")
+        super().__init__(parts[0].event_shape, next(iter(contexts), ()), parts[-1].output_shape)
+        if reversible and checkpoint:
+            raise ValueError("Chain: reversible and checkpoint exclude each other, choose one")
         self.parts = nn.ModuleList(parts)
+        self.reversible = reversible
+        self.checkpoint = checkpoint
+        self._drifted = False
+        if reversible:
+            self._refuse_unrepeatable()
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return self[0].domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return self[-1].codomain
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(())
-        for part in self.parts:
-            x, log_det = part.forward_and_log_det(x, context)
-            total = total + log_det
-        return x, total
+        return self._sweep([(p, p.forward_and_log_det, p.inverse_and_log_det) for p in self], x, context)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = y.new_zeros(())
-        for part in reversed(self.parts):
-            y, log_det = part.inverse_and_log_det(y, context)
-            total = total + log_det
-        return y, total
+        return self._sweep(
+            [(p, p.inverse_and_log_det, p.forward_and_log_det) for p in reversed(list(self))], y, context
+        )
 
     def forward_and_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        frugal = self._saves_memory(x)
         total = x.new_zeros(())
-        for part in self.parts:
-            x, log_det, score = part.forward_and_score(x, score, context)
+        y = x
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frugal):
+            for part in self:
+                y, log_det, score = part.forward_and_score(y, score, context)
+                total = total + log_det
+        if frugal:  # the score carries no gradient, so only value and log-determinant are swept again
+            y, total = self.forward_and_log_det(x, context)
+        return y, total, score
+
+    def _sweep(self, steps: list[Step], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        frugal = self._saves_memory(x)
+        if frugal and self.reversible and not self._drifted:
+            return reversible_sweep(steps, x, context, self._give_up_reversal)
+        total = x.new_zeros(())
+        for step in steps:
+            x, log_det = checkpointed(step, x, context) if frugal else step[1](x, context)
             total = total + log_det
-        return x, total, score
+        return x, total
+
+    def _saves_memory(self, x: Tensor) -> bool:
+        wanted = (self.reversible or self.checkpoint) and torch.is_grad_enabled()
+        return wanted and not torch.compiler.is_compiling() and not in_function_transform(x)
+
+    def _give_up_reversal(self) -> None:
+        self._drifted = True
+
+    def _refuse_unrepeatable(self) -> None:
+        for module in self.modules():
+            dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+            if dropout or not getattr(module, "repeatable", True):
+                raise ValueError(
+                    f"Chain: reversible=True rebuilds activations by inversion, which {type(module).__name__} does not "
+                    "allow in training; use checkpoint=True"
+                )
+
+    @property
+    def drifted(self) -> bool:
+        """Whether inversion has once been too inexact, so that checkpoints have taken its place."""
+        return self._drifted
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -83,3 +160,6 @@ class Chain(Bijection):
 
     def __iter__(self) -> Iterator[Bijection]:
         return (cast(Bijection, part) for part in self.parts)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}=True" for name in ("reversible", "checkpoint") if getattr(self, name))

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..registry import register
 from .base import Bijection
 from .elementwise import Elementwise
 from .partitions import Partition
+from .trial import trial_shape
 
 
+@register
 class Coupling(Bijection):
     """Leaves one part of its input alone and moves the other by a map that depends on the first.
 
@@ -21,12 +24,16 @@ class Coupling(Bijection):
     The inverse is as cheap, the Jacobian triangular.
 
     Args:
-        partition: A `Partition`, or a boolean mask of the event's shape (True stays).
+        partition: A boolean mask of the event's shape (True stays), or a `Partition`, which also says how
+            the part that stays is laid out for the conditioner: a vector, or slices or the whole of an
+            image, a recording, a set.
         conditioner: A module that maps ``(*batch, num_staying + context_dim)`` to
-            ``(*batch, elementwise.num_params * num_moving)``, or to
-            ``(*batch, elementwise.num_params, num_moving)``.
+            ``(*batch, elementwise.num_params * num_moving)``, parameter-major; for other layouts the
+            channels take the place of the features, and all other dimensions are kept.
         elementwise: The map and its number of parameters, an `Elementwise`.
-        context_dim: Number of context features appended to the conditioner's input.
+        context_dim: Number of context features appended to the conditioner's input, the same for all
+            positions; or the shape of a context with features for each position, whose layout is that of
+            the part that stays.
 
     Raises:
         TypeError: If the conditioner is no module, or the elementwise map no `Elementwise`.
@@ -51,7 +58,7 @@ class Coupling(Bijection):
         partition: Partition | Tensor | Sequence[bool],
         conditioner: nn.Module,
         elementwise: Elementwise,
-        context_dim: int = 0,
+        context_dim: int | Sequence[int] = 0,
     ) -> None:
         if not isinstance(partition, Partition):
             partition = Partition(partition)
@@ -62,7 +69,8 @@ class Coupling(Bijection):
         super().__init__(tuple(partition.event_shape), context_dim)
         self.partition = partition
         self.conditioner = conditioner
-        self.elementwise = elementwise
+        self.elementwise = elementwise.restricted_to(partition.moving_entries)
+        self._check_context_layout()
         self._try_conditioner()
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -101,27 +109,51 @@ class Coupling(Bijection):
 
     def _parameters_from(self, staying: Tensor, context: Tensor | None) -> Tensor:
         """Parameters of the elementwise map, ``(*batch, num_params, num_moving)``."""
-        features = staying
-        if context is not None and self.context_dim:
-            batch = torch.broadcast_shapes(staying.shape[:-1], context.shape[:-1])
-            features = torch.cat([staying.expand(batch + (-1,)), context.expand(batch + (-1,))], -1)
-        shape = features.shape[:-1] + (self.elementwise.num_params, self.partition.num_moving)
-        return self.conditioner(features).reshape(shape)
+        features = self.partition.show(staying)
+        if context is not None and self.context_shape:
+            features = self._with_context(features, context)
+        return self.partition.read(self.conditioner(features), self.elementwise.num_params)
+
+    def _with_context(self, features: Tensor, context: Tensor) -> Tensor:
+        """Appends context to the channels, at every position where it has none of its own."""
+        shape, dim = self.partition.shown_shape, self.partition.channel_dim
+        if len(self.context_shape) < len(shape):
+            ones = [1] * len(shape)
+            ones[dim] = self.context_shape[0]
+            context = context.reshape(context.shape[:-1] + torch.Size(ones))
+        positions = list(shape)
+        positions[dim] = context.size(dim)
+        batch = features.shape[: features.dim() - len(shape)]
+        # a context may have batch dimensions that broadcast, such as one for a whole batch
+        return torch.cat([features, context.expand(*batch, *positions)], dim)
 
     def _flat(self, x: Tensor) -> Tensor:
         n = len(self.event_shape)
         return x if n == 1 else x.reshape(x.shape[: x.dim() - n] + (self.event_shape.numel(),))
 
+    def _check_context_layout(self) -> None:
+        shown, dim = list(self.partition.shown_shape), self.partition.channel_dim
+        if len(self.context_shape) > 1:
+            wanted = shown.copy()
+            wanted[dim] = self.context_shape[dim] if len(shown) == len(self.context_shape) else -1
+            if wanted != list(self.context_shape):
+                raise ValueError(
+                    f"Coupling: a context of shape {tuple(self.context_shape)} does not fit the part that stays, "
+                    f"{tuple(shown)}: both must agree in all dimensions but {dim}, that of the channels"
+                )
+
     def _try_conditioner(self) -> None:
-        size = self.partition.num_staying + self.context_dim
-        like = next(self.conditioner.parameters(), torch.empty(0))
+        shown, dim = list(self.partition.shown_shape), self.partition.channel_dim
+        if self.context_shape:
+            shown[dim] += self.context_shape[dim if len(self.context_shape) == len(shown) else 0]
         rows, moving = self.elementwise.num_params, self.partition.num_moving
-        with torch.no_grad():
-            found = tuple(self.conditioner(torch.zeros(2, size, dtype=like.dtype, device=like.device)).shape)
-        if found not in ((2, rows * moving), (2, rows, moving)):
+        wanted = self.partition.answer_shape(rows)
+        found = trial_shape(self.conditioner, shown)
+        if found != (2, *wanted):
             raise ValueError(
-                f"Coupling: the conditioner must map (batch, {size}) to (batch, {rows * moving}): {rows} parameters "
-                f"of {self.elementwise} for each of {moving} moved entries; for a batch of 2 it returned {found}"
+                f"Coupling: the conditioner must map (batch, {_listed(shown)}) to (batch, {_listed(wanted)}): {rows} "
+                f"parameters of {self.elementwise} for each of {moving} moved entries; for a batch of 2 it returned "
+                f"{found}"
             )
 
     def extra_repr(self) -> str:
@@ -137,3 +169,7 @@ def _grad(outputs: list[Tensor], weights: list[Tensor], source: Tensor) -> Tenso
         [o for o, _ in live], [source], [w for _, w in live], retain_graph=True, allow_unused=True
     )
     return torch.zeros_like(source) if found is None else found
+
+
+def _listed(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))

@@ -28,7 +28,8 @@ from .base import Bijection
 from .chain import Chain
 from .coupling import Coupling
 from .elementwise import Affine, Elementwise, RationalQuadraticSpline, Scale, Shift, TanhScale
-from .partitions import Partition, as_shape, halves
+from .masks import halves
+from .partitions import Partition, as_shape
 from .permutation import Permutation
 
 _HIDDEN = (64, 64)
@@ -56,8 +57,9 @@ def affine_coupling(
         scale: Scale parameterisation, ``TanhScale(2.0)`` if not given.
         **kwargs: ``split_dim`` (how many slices along ``dim`` stay; half of them if not given), ``dim``
             (the dimension that is split, negative; the event has ``-dim`` dimensions), ``activation``,
-            ``separate`` (a network for each of shift and scale), ``permute`` (end in a fixed
-            permutation; True).
+            ``separate`` (a network for each of shift and scale), ``both`` (move the part that stays as
+            well, by a map that depends on nothing, as Pyro's spline coupling does; False), ``permute``
+            (end in a fixed permutation; True).
 
     Example:
         >>> import torch
@@ -146,6 +148,7 @@ def _layer(
     dim: int = -1,
     activation: Callable[[], nn.Module] = nn.SiLU,
     separate: bool = False,
+    both: bool = False,
     permute: bool = True,
     outer_affine: bool = False,
 ) -> Bijection:
@@ -158,6 +161,9 @@ def _layer(
     features = partition.num_staying + context_dim
     conditioner = mlp(features, elementwise.num_params, partition.num_moving, hidden_dims, activation, separate)
     parts: list[Bijection] = [Coupling(partition, conditioner, elementwise, context_dim)]
+    if both and partition.num_staying:
+        learned = mlp(0, elementwise.num_params, partition.num_staying)
+        parts.append(Coupling(~halves(shape, split_dim, dim), learned, elementwise))
     if outer_affine:
         parts.append(DiagonalAffine(torch.zeros(shape)))
     if permute and shape[dim] > 1:

@@ -1,23 +1,28 @@
-"""Which part of an event a coupling leaves alone and which it moves: boolean masks, and what reads them.
+"""Which part of an event a coupling leaves alone and which it moves: what reads a mask.
 
 A mask has the shape of an event; True marks an entry that stays and feeds the conditioner, False one
-that is moved.
+that is moved. `masks` makes them.
 """
 
 from __future__ import annotations
 
-__all__ = ["Partition", "alternating", "as_shape", "halves", "random_pair", "reorder"]
+__all__ = ["MaskedPartition", "Partition", "SlicePartition", "as_shape", "reorder"]
 
-import math
 import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..registry import register
 
+
+@register
 class Partition(nn.Module):
     """Splits flattened events into the entries that stay and those that are moved, and joins them again.
+
+    The conditioner sees the entries that stay as one vector. Subclasses show them in the event's own
+    layout, to convolutions or attention.
 
     Args:
         mask: Boolean, one entry for each of the event; True stays. At least one entry must be False.
@@ -40,10 +45,12 @@ class Partition(nn.Module):
         super().__init__()
         mask = torch.as_tensor(mask)
         if mask.dtype != torch.bool:
-            raise TypeError(f"Partition: mask must be boolean (True stays, False moves), found {mask.dtype}")
+            raise TypeError(
+                f"{type(self).__name__}: mask must be boolean (True stays, False moves), found {mask.dtype}"
+            )
         flat = mask.flatten()
         if bool(flat.all()):
-            raise ValueError(f"Partition: mask of {flat.numel()} entries moves nothing, one must be False")
+            raise ValueError(f"{type(self).__name__}: mask of {flat.numel()} entries moves nothing, one must be False")
         self.event_shape = mask.shape
         self.num_staying = int(flat.sum())
         self.num_moving = flat.numel() - self.num_staying
@@ -54,6 +61,13 @@ class Partition(nn.Module):
         # part of the state, so that a flow loaded from a file splits as the saved one did
         self.register_buffer("order", order)
         self.register_buffer("inverse_order", order.argsort())
+        self.shown_shape = torch.Size([self.num_staying])
+        self.channel_dim = -1
+
+    @property
+    def moving_entries(self) -> tuple[int, ...]:
+        """Places of the moved entries in the flattened event."""
+        return tuple(self.order[self.num_staying :].tolist())
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(*batch, n)`` -> ``(*batch, num_staying)``, ``(*batch, num_moving)``."""
@@ -72,59 +86,136 @@ class Partition(nn.Module):
         joined = torch.cat([staying, moving], -1)
         return joined if self._stays_first else reorder(joined, self.inverse_order)
 
+    def show(self, staying: Tensor) -> Tensor:
+        """What stays as the conditioner sees it: ``(*batch, num_staying)`` -> ``(*batch, *shown_shape)``."""
+        return staying
+
+    def answer_shape(self, num_params: int) -> tuple[int, ...]:
+        """Shape of an event's worth of the conditioner's output."""
+        return (num_params * self.num_moving,)
+
+    def read(self, answer: Tensor, num_params: int) -> Tensor:
+        """``(*batch, *answer_shape)`` -> ``(*batch, num_params, num_moving)``."""
+        batch = answer.shape[: answer.dim() - len(self.answer_shape(num_params))]
+        return answer.reshape(batch + (num_params, self.num_moving))
+
     def extra_repr(self) -> str:
         signs = "".join("." if i < self.num_staying else "#" for i in self.inverse_order.tolist())
         shown = signs if len(signs) <= 32 else signs[:29] + "..."
         return f"{shown}, {self.num_staying} stay, {self.num_moving} move"
 
 
-def halves(event_shape: int | Sequence[int], split_dim: int | None = None, dim: int = -1) -> Tensor:
-    """The first ``split_dim`` slices along ``dim`` stay; half of them (rounded down) if not given.
+@register
+class SlicePartition(Partition):
+    """Cuts an event along its channel dimension; the conditioner sees the part that stays in its own layout.
+
+    Channels first, ``dim=-3`` for images ``(channels, height, width)`` and ``dim=-2`` for audio
+    ``(channels, time)``, goes with convolutions; channels last, ``dim=-1`` for ``(items, features)``,
+    with attention and message passing. The conditioner keeps all other dimensions and returns
+    ``num_params`` times as many channels as are moved.
 
     Args:
-        event_shape: Shape of an event, or its size.
-        split_dim: Number of slices that stay, from 0 to the size less one.
-        dim: Dimension that is split, negative.
+        event_shape: Shape of an event.
+        num_staying: Channels that stay; half of them (rounded down) if not given.
+        dim: The channel dimension, negative.
+        stays_first: Whether the first channels stay, or the last.
+
+    Raises:
+        ValueError: If nothing stays or nothing moves.
 
     Example:
-        >>> halves(4)
-        tensor([ True,  True, False, False])
+        >>> import torch
+        >>> cut = SlicePartition((4, 8, 8), dim=-3)
+        >>> stay, move = cut.split(torch.zeros(10, 256))
+        >>> cut.show(stay).shape, move.shape
+        (torch.Size([10, 2, 8, 8]), torch.Size([10, 128]))
     """
-    shape = as_shape(event_shape)
-    if not -len(shape) <= dim <= -1:
-        raise ValueError(f"halves: dim must be from {-len(shape)} to -1 for event shape {shape}, got {dim}")
-    size = shape[dim]
-    split_dim = size // 2 if split_dim is None else split_dim
-    if not 0 <= split_dim < size:
-        raise ValueError(f"halves: split_dim must be from 0 to {size - 1}, got {split_dim}")
-    column = (torch.arange(size) < split_dim).reshape((-1,) + (1,) * (-dim - 1))
-    return column.expand(shape).clone()
+
+    def __init__(
+        self, event_shape: Sequence[int], num_staying: int | None = None, dim: int = -1, stays_first: bool = True
+    ) -> None:
+        shape = as_shape(event_shape)
+        if not -len(shape) <= dim <= -1:
+            raise ValueError(f"SlicePartition: dim must be from {-len(shape)} to -1 for event shape {shape}, got {dim}")
+        size = shape[dim]
+        num_staying = size // 2 if num_staying is None else num_staying
+        if not 0 < num_staying < size:
+            raise ValueError(f"SlicePartition: num_staying must be from 1 to {size - 1}, got {num_staying}")
+        channel = torch.arange(size) < num_staying if stays_first else torch.arange(size) >= size - num_staying
+        super().__init__(channel.reshape((-1,) + (1,) * (-dim - 1)).expand(shape))
+        # no part of the state, which so fits events of any other length or size
+        for name in ("order", "inverse_order"):
+            self.register_buffer(name, getattr(self, name), persistent=False)
+        self.channel_dim = dim
+        self.shown_shape = torch.Size(_with(shape, dim, num_staying))
+        self._moving = size - num_staying
+
+    def show(self, staying: Tensor) -> Tensor:
+        return staying.reshape(staying.shape[:-1] + self.shown_shape)
+
+    def answer_shape(self, num_params: int) -> tuple[int, ...]:
+        return _with(self.shown_shape, self.channel_dim, num_params * self._moving)
+
+    def read(self, answer: Tensor, num_params: int) -> Tensor:
+        return _parameters_first(answer, self.channel_dim, num_params, len(self.shown_shape))
 
 
-def alternating(event_shape: int | Sequence[int], phase: int = 0) -> Tensor:
-    """Every second entry stays, beginning with the first where ``phase`` is 0.
+@register
+class MaskedPartition(Partition):
+    """Any mask; the conditioner sees the whole event, zero where it is moved, and answers for every entry.
+
+    This is how a checkerboard meets a convolution. Answers for entries that stay are discarded.
+
+    Args:
+        mask: Boolean, of the event's shape; True stays.
+        dim: The channel dimension, negative; the first if not given.
 
     Example:
-        >>> alternating(4)
-        tensor([ True, False,  True, False])
+        >>> import torch
+        >>> from pyro_coupling.transforms import checkerboard
+        >>> board = MaskedPartition(checkerboard((1, 2, 2)))
+        >>> stay, move = board.split(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        >>> board.show(stay)
+        tensor([[[1., 0.],
+                 [0., 4.]]])
     """
-    shape = as_shape(event_shape)
-    return (torch.arange(math.prod(shape)) % 2 == phase % 2).reshape(shape)
+
+    moving_order: Tensor
+
+    def __init__(self, mask: Tensor | Sequence[bool], dim: int | None = None) -> None:
+        super().__init__(mask)
+        shape = self.event_shape
+        self.channel_dim = -len(shape) if dim is None else dim
+        if not -len(shape) <= self.channel_dim <= -1:
+            raise ValueError(
+                f"MaskedPartition: dim must be from {-len(shape)} to -1 for shape {tuple(shape)}, got {dim}"
+            )
+        self.shown_shape = shape
+        self.register_buffer("moving_order", self.order[self.num_staying :].clone())
+
+    def show(self, staying: Tensor) -> Tensor:
+        zeros = staying.new_zeros(staying.shape[:-1] + (self.num_moving,))
+        return self.join(staying, zeros).reshape(staying.shape[:-1] + self.shown_shape)
+
+    def answer_shape(self, num_params: int) -> tuple[int, ...]:
+        return _with(self.shown_shape, self.channel_dim, num_params * self.shown_shape[self.channel_dim])
+
+    def read(self, answer: Tensor, num_params: int) -> Tensor:
+        params = _parameters_first(answer, self.channel_dim, num_params, len(self.shown_shape))
+        return params.gather(-1, self.moving_order.expand(params.shape[:-1] + self.moving_order.shape))
 
 
-def random_pair(event_shape: int | Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A random half and its complement, which depend on ``seed`` alone.
+def _with(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
+    """``shape`` with another size along ``dim``."""
+    changed = list(shape)
+    changed[dim] = size
+    return tuple(changed)
 
-    Example:
-        >>> first, second = random_pair(6, seed=3)
-        >>> bool((first ^ second).all()), int(first.sum())
-        (True, 3)
-    """
-    shape = as_shape(event_shape)
-    size = math.prod(shape)
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    first = (order < size // 2).reshape(shape)
-    return first, ~first
+
+def _parameters_first(answer: Tensor, dim: int, num_params: int, event_dim: int) -> Tensor:
+    """Channels that count parameter-major become ``(*batch, num_params, entries)``."""
+    apart = answer.unflatten(dim, (num_params, answer.size(dim) // num_params)).movedim(dim - 1, -event_dim - 1)
+    return apart.flatten(-event_dim)
 
 
 def reorder(x: Tensor, order: Tensor) -> Tensor:

@@ -1,19 +1,21 @@
-"""Fixed reorderings of the features."""
+"""Reorderings of the features, fixed and learned."""
 
 from __future__ import annotations
 
-__all__ = ["Permutation"]
+__all__ = ["LearnedPermutation", "Permutation"]
 
 import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..registry import register
 from .base import Bijection
-from .partitions import reorder
+from .partitions import as_shape, reorder
 
 
+@register
 class Permutation(Bijection):
     """Reorders the entries of an event: ``y[i] = x[permutation[i]]`` (events are flattened for this).
 
@@ -59,23 +61,95 @@ class Permutation(Bijection):
         return cls(torch.randperm(size, generator=torch.Generator().manual_seed(seed)), event_shape)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._reorder(x, self.permutation)
+        return _reordered(self, x, self.permutation)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._reorder(y, self.inverse_permutation)
+        return _reordered(self, y, self.inverse_permutation)
 
     def forward_and_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, log_det = self.forward_and_log_det(x)
-        return y, log_det, self._reorder(score, self.permutation)[0]
-
-    def _reorder(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        batch = x.shape[: x.dim() - len(self.event_shape)]
-        if len(self.event_shape) == 1:
-            return reorder(x, order), x.new_zeros(batch)
-        return reorder(x.reshape(batch + order.shape), order).reshape(x.shape), x.new_zeros(batch)
+        return y, log_det, _reordered(self, score, self.permutation)[0]
 
     def extra_repr(self) -> str:
         order = self.permutation.tolist()
         return str(order) if len(order) <= 16 else f"{len(order)} features"
+
+
+@register
+class LearnedPermutation(Bijection):
+    """Reorders the entries of an event by the order of learned scores, the smallest first.
+
+    The map itself is a permutation: its inverse is exact and its log-determinant zero. Scores have no
+    gradient through sorting, so they get that of a relaxation (straight through): row i of the matrix is
+    ``softmax(-|sort(scores)[i] - scores| / temperature)``. It is a guide to better orders and no derivative
+    of the map, which is constant until two scores trade places.
+
+    Args:
+        event_shape: Shape of an event, which is flattened, or its size.
+        temperature: Width of the relaxation; neighbouring scores start one apart.
+        seed: Seed of a random order to start with; None starts as the identity.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive and finite.
+
+    Reference:
+        Prillo, Eisenschlos. SoftSort: a continuous relaxation for the argsort operator. ICML 2020.
+
+    Example:
+        >>> import torch
+        >>> layer = LearnedPermutation(3)
+        >>> _ = layer.scores.data.copy_(torch.tensor([0.5, -1.0, 0.1]))
+        >>> layer(torch.tensor([10.0, 20.0, 30.0])).tolist()
+        [20.0, 30.0, 10.0]
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], temperature: float = 1.0, *, seed: int | None = None) -> None:
+        shape = as_shape(event_shape)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"LearnedPermutation: temperature must be positive and finite, got {temperature}")
+        super().__init__(shape)
+        self.temperature = temperature
+        size = math.prod(shape)
+        ranks = (
+            torch.arange(size) if seed is None else torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        )
+        self.scores = nn.Parameter(ranks.to(torch.get_default_dtype()))
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        order = self.scores.argsort()
+        y, log_det = _reordered(self, x, order)
+        return self._straight_through(y, x, order, transpose=False), log_det
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        order = self.scores.argsort()
+        x, log_det = _reordered(self, y, order.argsort())
+        return self._straight_through(x, y, order, transpose=True), log_det
+
+    def forward_and_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, log_det = self.forward_and_log_det(x)
+        return y, log_det, _reordered(self, score, self.scores.argsort())[0]
+
+    def _straight_through(self, reordered: Tensor, x: Tensor, order: Tensor, transpose: bool) -> Tensor:
+        """``reordered`` itself, and the gradient that the relaxed permutation of x has in the scores."""
+        if not (torch.is_grad_enabled() and self.scores.requires_grad):
+            return reordered
+        apart = (self.scores[order, None] - self.scores).abs()
+        soft = (-apart / self.temperature).softmax(-1)
+        zero = soft - soft.detach()
+        flat = x.detach().flatten(x.dim() - len(self.event_shape))
+        return reordered + (flat @ (zero if transpose else zero.mT)).reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}, temperature={self.temperature}"
+
+
+def _reordered(bijection: Bijection, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of events in another order, and a log-determinant of zero."""
+    batch = x.shape[: x.dim() - len(bijection.event_shape)]
+    if len(bijection.event_shape) == 1:
+        return reorder(x, order), x.new_zeros(batch)
+    return reorder(x.reshape(batch + order.shape), order).reshape(x.shape), x.new_zeros(batch)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["CASES", "directions", "draw", "make", "randomise", "relative_error"]
+__all__ = ["CASES", "directions", "draw", "make", "periods", "randomise", "relative_error"]
 
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from cases_layouts import LAYOUT_CASES
+from cases_linear import LINEAR_CASES
 
 from pyro_coupling import flows
 from pyro_coupling.nn import mlp
@@ -37,9 +39,21 @@ from pyro_coupling.transforms import (
     random_pair,
     spline_coupling,
 )
+from pyro_coupling.transforms.elementwise import (
+    BoundedRationalQuadraticSpline,
+    CircularRationalQuadraticSpline,
+    CubicSpline,
+    LinearRationalSpline,
+    LogisticMixture,
+    PerFeature,
+    PiecewiseLinear,
+    PiecewiseQuadratic,
+)
 
 HIDDEN = (6,)
 SPLINE = RationalQuadraticSpline(num_bins=4, bound=3.0)
+# a circle that holds every draw of a standard normal, so that a base of normals may stand on it
+CIRCULAR = CircularRationalQuadraticSpline(num_bins=4, bound=6.0)
 ELEMENTWISE = {
     "shift": Shift(),
     "tanh": Affine(TanhScale()),
@@ -48,13 +62,22 @@ ELEMENTWISE = {
     "sigmoid": Affine(SigmoidScale()),
     "softplus": Affine(SoftplusScale()),
     "spline": SPLINE,
+    "linear-spline": PiecewiseLinear(num_bins=4, bound=3.0),
+    "quadratic-spline": PiecewiseQuadratic(num_bins=4, bound=3.0),
+    "cubic-spline": CubicSpline(num_bins=4, bound=3.0),
+    "linear-rational-spline": LinearRationalSpline(num_bins=4, bound=3.0),
+    "bounded-spline": BoundedRationalQuadraticSpline(num_bins=4, bound=3.0),
+    "circular-spline": CIRCULAR,
+    "logistic-mixture": LogisticMixture(num_components=3),
+    "per-feature": PerFeature([SPLINE, CIRCULAR, Affine()] * 3),
 }
 
 
 def coupling(mask, elementwise=ELEMENTWISE["tanh"], context_dim=0, separate=False) -> Coupling:
     """A coupling with a small network built to fit."""
     partition = Partition(mask)
-    sizes = (partition.num_staying + context_dim, elementwise.num_params, partition.num_moving)
+    rows = elementwise.restricted_to(partition.moving_entries).num_params
+    sizes = (partition.num_staying + context_dim, rows, partition.num_moving)
     return Coupling(partition, mlp(*sizes, HIDDEN, separate=separate), elementwise, context_dim)
 
 
@@ -121,6 +144,8 @@ CASES: dict[str, Callable[[], Bijection]] = {
     "real_nvp-matrix": lambda: flows.real_nvp((2, 2), 2, HIDDEN, mask="halves"),
     "neural_spline": lambda: flows.neural_spline(3, 3, HIDDEN, num_bins=4),
     "neural_spline-context": lambda: flows.neural_spline(3, 2, HIDDEN, 2, num_bins=4, outer_affine=False),
+    **LINEAR_CASES,
+    **LAYOUT_CASES,
 }
 
 
@@ -143,7 +168,7 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Arguments of a call: an input of magnitude ``size``, and a context or None."""
     x = size * torch.randn(batch + tuple(bijection.event_shape), dtype=dtype)
-    return x, torch.randn(batch + (bijection.context_dim,), dtype=dtype) if bijection.context_dim else None
+    return x, torch.randn(batch + bijection.context_shape, dtype=dtype) if bijection.context_shape else None
 
 
 def directions(bijection: Bijection) -> tuple[Callable, Callable]:
@@ -151,13 +176,28 @@ def directions(bijection: Bijection) -> tuple[Callable, Callable]:
     return bijection.forward_and_log_det, bijection.inverse_and_log_det
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor, event_dim: int = 0) -> float:
+def periods(bijection: Bijection) -> torch.Tensor:
+    """Period of each entry of an event, infinite where the entry lies on the line."""
+    if not isinstance(bijection, Coupling):
+        return torch.tensor(torch.inf)
+    partition, period = bijection.partition, bijection.elementwise.period
+    moving = period if isinstance(period, tuple) else (period,) * partition.num_moving
+    moving = torch.tensor([entry or torch.inf for entry in moving], dtype=torch.float64)
+    return partition.join(moving.new_full((partition.num_staying,), torch.inf), moving).reshape(bijection.event_shape)
+
+
+def relative_error(
+    found: torch.Tensor, expected: torch.Tensor, event_dim: int = 0, period: float | torch.Tensor = torch.inf
+) -> float:
     """Largest ``|found - expected| / (1 + |expected|)``, ``|expected|`` the largest entry of an event.
 
     A number beside one a thousand times larger carries the rounding of the larger one, so an event is
-    the smallest thing that an error can be relative to. Infinite where anything is not a number.
+    the smallest thing that an error can be relative to. Points of a circle differ by the shorter way
+    round it. Infinite where anything is not a number.
     """
     if found.numel() == 0:
         return 0.0
     size = expected.abs().amax(tuple(range(-event_dim, 0)), keepdim=True) if event_dim else expected.abs()
-    return ((found - expected).abs() / (1 + size)).nan_to_num(torch.inf).max().item()
+    distance = torch.fmod((found - expected).abs(), period)
+    distance = torch.minimum(distance, period - distance)
+    return (distance / (1 + size)).nan_to_num(torch.inf).max().item()

@@ -8,12 +8,14 @@ import re
 import pyro.distributions as dist
 import pytest
 import torch
-from harness import CASES, ELEMENTWISE, coupling, directions, draw, make, randomise, relative_error
+from harness import CASES, ELEMENTWISE, coupling, directions, draw, make, periods, randomise, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 every = pytest.mark.parametrize("name", CASES)
-learned = pytest.mark.parametrize("name", [name for name in CASES if "permutation" not in name])
+learned = pytest.mark.parametrize(
+    "name", [name for name in CASES if "permutation" not in name and any(True for _ in CASES[name]().parameters())]
+)
 conditional = pytest.mark.parametrize("name", [name for name in CASES if CASES[name]().context_dim])
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-4)]
 
@@ -42,7 +44,7 @@ def test_round_trip(name, size, dtype, tolerance):
     for there, back in (directions(bijection), directions(bijection)[::-1]):
         y, log_det = there(x, context)
         again, opposite = back(y, context)
-        assert relative_error(again, x, len(bijection.event_shape)) <= tolerance
+        assert relative_error(again, x, len(bijection.event_shape), periods(bijection)) <= tolerance
         assert relative_error(-opposite, log_det) <= 10 * tolerance
 
 
@@ -83,7 +85,10 @@ def test_batch_shapes(name, batch):
     for method in directions(bijection):
         y, log_det = method(x, context)
         assert y.shape == x.shape and log_det.shape == batch
-        rows = x.reshape(-1, *bijection.event_shape), context if context is None else context.reshape(-1, 2)
+        rows = (
+            x.reshape(-1, *bijection.event_shape),
+            context if context is None else context.reshape(-1, *bijection.context_shape),
+        )
         assert relative_error(method(*rows)[0].reshape(x.shape), y) < 1e-12
     y, log_det, score = bijection.forward_and_score(x, -x, context)
     assert y.shape == score.shape == x.shape and log_det.shape == batch
@@ -95,7 +100,7 @@ def test_one_context_serves_a_whole_batch(name):
     x, context = draw(bijection, (7, 3))
     shared = context[:1, :1]
     for method in directions(bijection):
-        assert torch.equal(method(x, shared)[0], method(x, shared.expand(7, 3, -1))[0])
+        assert torch.equal(method(x, shared)[0], method(x, shared.expand(7, 3, *bijection.context_shape))[0])
         assert torch.equal(method(x, shared[0, 0])[0], method(x, shared)[0])
 
 
@@ -132,7 +137,8 @@ def test_parameters_of_any_size_give_finite_numbers(name):
 # Gradients
 
 
-@every
+# a sorted order does not change by a small step; `test_linear` says what its gradient is instead
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("permutation-learned")])
 def test_gradients(name):
     bijection = make(name)
     x, context = draw(bijection, (2,))
@@ -210,7 +216,10 @@ def test_vmap_equals_the_batch(name):
             assert relative_error(found, expected) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["coupling-tanh", "coupling-spline-context", "mask-random", "spline_coupling"])
+COMPILED = [name for name in CASES if name.startswith("coupling") and name.endswith("context")]
+
+
+@pytest.mark.parametrize("name", [*COMPILED, "coupling-tanh", "mask-random", "spline_coupling"])
 def test_compiles_without_graph_breaks(name):
     bijection = make(name)
     x, context = draw(bijection, (5,))
@@ -283,6 +292,7 @@ def test_any_coupling_at_any_input(bijection, batch, values):
         assert y.shape == shape and log_det.shape == batch
         again, opposite = back(y, context)
         # a softplus scale has no upper bound, so a value of 1e3 may pass through one of 1e6
-        assert relative_error(again, x) <= 1e-8 and relative_error(-opposite, log_det) <= 1e-8
+        assert relative_error(again, x, period=periods(bijection)) <= 1e-8
+        assert relative_error(-opposite, log_det) <= 1e-8
         if not batch:
             assert relative_error(log_det, log_det_by_autograd(there, x, context)) <= 1e-8

@@ -141,7 +141,8 @@ def gradients(values, layer):
 
 @every
 def test_a_drawn_sample_is_scored_as_any_other_and_for_nothing(name):
-    transform = make(name).condition(torch.ones(2, dtype=torch.float64))
+    bijection = make(name)
+    transform = bijection.condition(torch.ones(bijection.context_shape, dtype=torch.float64))
     normal = dist.Normal(torch.zeros(tuple(transform.event_shape), dtype=torch.float64), 1.0)
     q = dist.TransformedDistribution(normal, [transform])
     calls = count_calls(transform)
@@ -432,8 +433,12 @@ INVALID = [
     (lambda: Coupling([True, False], lambda x: x, Shift()), TypeError, "conditioner"),
     (lambda: Coupling([True, False], linear(1), torch.add), TypeError, "elementwise"),
     (lambda: Coupling([True, False], linear(1), Shift(), context_dim=-1), ValueError, "context_dim"),
-    (lambda: Chain([coupling(halves(3)), coupling(halves(4))]), ValueError, r"\(3,\), \(4,\)"),
-    (lambda: Chain([coupling(halves(3), context_dim=1), coupling(halves(3), context_dim=2)]), ValueError, r"1, 2"),
+    (lambda: Chain([coupling(halves(3)), coupling(halves(4))]), ValueError, r"\(3,\).*\(4,\)"),
+    (
+        lambda: Chain([coupling(halves(3), context_dim=1), coupling(halves(3), context_dim=2)]),
+        ValueError,
+        r"\(1,\), \(2,\)",
+    ),
     (lambda: Chain([]), ValueError, "bijections"),
     (lambda: Chain([torch.nn.Linear(1, 1)]), TypeError, "Linear"),
     (lambda: Permutation([0, 2]), ValueError, "permutation"),

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...registry import register
 from .base import Elementwise
 from .scales import Scale, TanhScale
 
 
+@register
 @dataclass(frozen=True)
 class Shift(Elementwise):
     """``y = x + shift``: volume-preserving.
@@ -41,6 +43,7 @@ class Shift(Elementwise):
         return x, torch.zeros_like(x)
 
 
+@register
 @dataclass(frozen=True)
 class Affine(Elementwise):
     """``y = shift + scale * x``.

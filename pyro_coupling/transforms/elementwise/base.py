@@ -21,6 +21,9 @@ class Elementwise(ABC):
     #: Whether the slope depends on the parameters alone, not on the input. Spares a backward pass.
     slope_is_constant: ClassVar[bool] = False
 
+    #: Period of a map of a circle, None for one of the line; a tuple where each entry of an event has a map of its own.
+    period: ClassVar[float | tuple[float | None, ...] | None] = None
+
     @property
     @abstractmethod
     def num_params(self) -> int:
@@ -41,3 +44,7 @@ class Elementwise(ABC):
     @abstractmethod
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Value of the inverse and its log slope, ``log dx/dy``."""
+
+    def restricted_to(self, entries: tuple[int, ...]) -> Elementwise:
+        """The map of the given entries of an event alone: itself, unless every entry has a map of its own."""
+        return self

@@ -1,21 +1,23 @@
-"""The monotone rational-quadratic spline with linear tails."""
+"""Monotone rational-quadratic splines: with linear tails, and with free ends."""
 
 from __future__ import annotations
 
-__all__ = ["RationalQuadraticSpline"]
+__all__ = ["BoundedRationalQuadraticSpline", "RationalQuadraticSpline", "relative_root"]
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Elementwise
+from ...registry import register
+from ._bins import edges, find, pick, replace_value, sizes
+from ._spline import Spline
 
 
+@register
 @dataclass(frozen=True)
-class RationalQuadraticSpline(Elementwise):
+class RationalQuadraticSpline(Spline):
     """Rational-quadratic pieces on ``[-bound, bound]``, the identity outside.
 
     Bins and slopes are bounded for every real parameter: the raw numbers pass a tanh, a bin is at most
@@ -30,6 +32,9 @@ class RationalQuadraticSpline(Elementwise):
         bound: Half-width of the interval.
         max_log_ratio: Bound of the raw parameters.
 
+    Raises:
+        ValueError: If a setting is out of range.
+
     Reference:
         Durkan, Bekasov, Murray, Papamakarios. Neural spline flows. NeurIPS 2019 (equations 4-8).
 
@@ -41,75 +46,88 @@ class RationalQuadraticSpline(Elementwise):
         (tensor([0.5000, 7.0000]), tensor(True))
     """
 
-    num_bins: int = 8
-    bound: float = 5.0
-    max_log_ratio: float = 1.25
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.num_bins, int) or self.num_bins < 2:
-            raise ValueError(f"RationalQuadraticSpline: num_bins must be an integer, at least 2, got {self.num_bins}")
-        for name in ("bound", "max_log_ratio"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"RationalQuadraticSpline: {name} must be positive and finite, got {value}")
-
     @property
     def num_params(self) -> int:
         return 3 * self.num_bins - 1
 
-    def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        inside = x.abs() < self.bound
-        safe = x.clamp(-self.bound, self.bound)
-        left, width, bottom, height, slope0, slope1 = self._bin(safe, params, along_y=False)
-        t = (safe - left) / width
-        secant = height / width
+    def _forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        left, width, bottom, height, slope0, slope1 = self._piece(x, params, along_y=False)
+        t = (x - left) / width
         t_rest = t * (1 - t)
+        secant = height / width
         denominator = secant + (slope0 + slope1 - 2 * secant) * t_rest
         y = bottom + height * (secant * t.square() + slope0 * t_rest) / denominator
-        log_det = _log_slope(t, t_rest, secant, slope0, slope1, denominator)
-        return torch.where(inside, y, x), torch.where(inside, log_det, 0.0)
+        return y, _log_slope(t, t_rest, secant, slope0, slope1, denominator)
 
-    def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        inside = y.abs() < self.bound
-        safe = y.clamp(-self.bound, self.bound)
-        left, width, bottom, height, slope0, slope1 = self._bin(safe, params, along_y=True)
+    def _inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        left, width, bottom, height, slope0, slope1 = self._piece(y, params, along_y=True)
         secant = height / width
-        # the root of a t^2 + b t + c in [0, 1], in the form that cancels nothing (Durkan et al., equation 29)
-        rise = safe - bottom
-        bend = slope0 + slope1 - 2 * secant
-        a = height * (secant - slope0) + rise * bend
-        b = height * slope0 - rise * bend
-        c = -secant * rise
-        discriminant = (b.square() - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny)
-        t = 2 * c / (-b - discriminant.sqrt())
-        t = t + (t.clamp(0, 1) - t).detach()  # rounding may leave the bin, where the slope may be negative
+        t = relative_root(y - bottom, height, secant, slope0, slope1)
         t_rest = t * (1 - t)
-        x = left + t * width
-        log_det = -_log_slope(t, t_rest, secant, slope0, slope1, secant + bend * t_rest)
-        return torch.where(inside, x, y), torch.where(inside, log_det, 0.0)
+        denominator = secant + (slope0 + slope1 - 2 * secant) * t_rest
+        return left + t * width, -_log_slope(t, t_rest, secant, slope0, slope1, denominator)
 
-    def _bin(self, position: Tensor, params: Tensor, along_y: bool) -> tuple[Tensor, ...]:
+    def _piece(self, position: Tensor, params: Tensor, along_y: bool) -> tuple[Tensor, ...]:
         """Edges, sizes and slopes of the bin that holds each position, each ``(*batch, features)``."""
-        batch = torch.broadcast_shapes(position.shape[:-1], params.shape[:-2])
-        position = position.expand(batch + position.shape[-1:])
-        params = self.max_log_ratio * torch.tanh(params / self.max_log_ratio)
-        params = params.expand(batch + params.shape[-2:])
-        raw_widths, raw_heights, raw_slopes = params.split([self.num_bins, self.num_bins, self.num_bins - 1], dim=-2)
-        widths = 2 * self.bound * torch.softmax(raw_widths, -2)
-        heights = 2 * self.bound * torch.softmax(raw_heights, -2)
-        # inner knots only: the ends are known exactly, and searching them could leave the table
-        x_knots = widths[..., :-1, :].cumsum(-2) - self.bound
-        y_knots = heights[..., :-1, :].cumsum(-2) - self.bound
-        searched = y_knots if along_y else x_knots
-        index = (position.unsqueeze(-2) >= searched).sum(-2, keepdim=True)
-        slopes = F.pad(raw_slopes.exp(), (0, 0, 1, 1), value=1.0)
+        raw_widths, raw_heights, raw_slopes = params.tensor_split((self.num_bins, 2 * self.num_bins), -2)
+        widths, heights = sizes(raw_widths, 2 * self.bound), sizes(raw_heights, 2 * self.bound)
+        left, bottom = edges(widths, -self.bound), edges(heights, -self.bound)
+        slopes = self._log_slopes(raw_slopes).exp()
+        index = find(position, bottom if along_y else left)
+        return pick(index, left, widths, bottom, heights, slopes[..., :-1, :], slopes[..., 1:, :])
 
-        def pick(table: Tensor, offset: int = 0) -> Tensor:
-            return table.gather(-2, index + offset).squeeze(-2)
+    def _log_slopes(self, raw: Tensor) -> Tensor:
+        """Log slopes at all knots, ``(*batch, num_bins + 1, features)``: here one at both ends."""
+        return F.pad(raw, (0, 0, 1, 1))
 
-        left = F.pad(x_knots, (0, 0, 1, 0), value=-self.bound)
-        bottom = F.pad(y_knots, (0, 0, 1, 0), value=-self.bound)
-        return pick(left), pick(widths), pick(bottom), pick(heights), pick(slopes), pick(slopes, 1)
+
+@register
+@dataclass(frozen=True)
+class BoundedRationalQuadraticSpline(RationalQuadraticSpline):
+    """A rational-quadratic spline whose slopes at the ends of ``[-bound, bound]`` are free.
+
+    For variables that live on an interval, whose density may be anything at the ends. Outside it is the
+    identity, so it is a bijection of the whole line; its slope jumps at the bounds.
+
+    Args:
+        num_bins: Number of pieces.
+        bound: Half-width of the interval.
+        max_log_ratio: Bound of the raw parameters; see `RationalQuadraticSpline`.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios. Neural spline flows. NeurIPS 2019.
+        Rezende et al. Normalizing flows on tori and spheres. ICML 2020 (flows on closed intervals).
+
+    Example:
+        >>> import torch
+        >>> spline = BoundedRationalQuadraticSpline(num_bins=4, bound=1.0)
+        >>> params = torch.zeros(spline.num_params, 1)
+        >>> params[-1] = 0.5  # the log slope at the upper end
+        >>> spline.forward_and_log_det(torch.tensor([0.999999]), params)[1] > 0.4
+        tensor([True])
+    """
+
+    @property
+    def num_params(self) -> int:
+        return 3 * self.num_bins + 1
+
+    def _log_slopes(self, raw: Tensor) -> Tensor:
+        return raw
+
+
+def relative_root(rise: Tensor, height: Tensor, secant: Tensor, slope0: Tensor, slope1: Tensor) -> Tensor:
+    """Where in its bin, from 0 to 1, a rational-quadratic piece has risen by ``rise``."""
+    # the root of a t^2 + b t + c in [0, 1], in the form that cancels nothing (Durkan et al., equation 29)
+    bend = slope0 + slope1 - 2 * secant
+    a = height * (secant - slope0) + rise * bend
+    b = height * slope0 - rise * bend
+    c = -secant * rise
+    discriminant = (b.square() - 4 * a * c).clamp(min=torch.finfo(rise.dtype).tiny)
+    t = 2 * c / (-b - discriminant.sqrt())
+    return replace_value(t, t.clamp(0, 1))  # rounding may leave the bin, where the slope may be negative
 
 
 def _log_slope(

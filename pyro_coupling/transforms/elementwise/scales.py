@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...registry import register
+
 
 class Scale(ABC):
     """A positive scale, parameterised by any real number."""
@@ -25,6 +27,7 @@ class Scale(ABC):
         """Logarithm of the scale; zero at zero."""
 
 
+@register
 @dataclass(frozen=True)
 class TanhScale(Scale):
     """``log scale = bound * tanh(raw / bound)``: between ``exp(-bound)`` and ``exp(bound)``.
@@ -42,6 +45,7 @@ class TanhScale(Scale):
         return self.bound * torch.tanh(raw / self.bound)
 
 
+@register
 @dataclass(frozen=True)
 class AsymmetricClampScale(Scale):
     """A soft clamp of the log scale to ``(min, max)``, of slope one at zero: ``2/pi * b * atan(pi/2 * raw / b)``.
@@ -66,6 +70,7 @@ class AsymmetricClampScale(Scale):
         return 2 / math.pi * bound * torch.atan(math.pi / 2 * raw / bound)
 
 
+@register
 @dataclass(frozen=True)
 class ClampScale(Scale):
     """The log scale clamped to ``[min, max]``; no gradient outside.
@@ -84,6 +89,7 @@ class ClampScale(Scale):
         return raw.clamp(self.min, self.max)
 
 
+@register
 @dataclass(frozen=True)
 class SigmoidScale(Scale):
     """``scale = min + (max - min) * sigmoid(raw + offset)``, the offset such that zero gives one.
@@ -105,6 +111,7 @@ class SigmoidScale(Scale):
         return torch.log(self.min + (self.max - self.min) * torch.sigmoid(raw + offset))
 
 
+@register
 @dataclass(frozen=True)
 class SoftplusScale(Scale):
     """``scale = min + softplus(raw + offset)``, the offset such that zero gives one; unbounded above."""

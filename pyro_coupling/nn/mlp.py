@@ -1,15 +1,20 @@
-"""Conditioners: networks that read the part of an event that stays and return an elementwise map's parameters."""
+"""Multi-layer perceptrons, for events that are vectors, and the helper that builds the one a coupling needs."""
 
 from __future__ import annotations
 
 __all__ = ["MLP", "Constant", "SeparateMLPs", "mlp"]
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from ..registry import register
+from .parts import check_settings, zeroed
 
+
+@register
 class MLP(nn.Sequential):
     """A multi-layer perceptron whose last layer starts at zero, so that a coupling starts as the identity.
 
@@ -18,6 +23,10 @@ class MLP(nn.Sequential):
         out_features: Size of the output.
         hidden_dims: Sizes of the hidden layers.
         activation: Makes an activation module.
+        dropout: Fraction of the hidden units that are dropped while training.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or ``dropout`` is not in [0, 1).
 
     Example:
         >>> import torch
@@ -31,16 +40,19 @@ class MLP(nn.Sequential):
         out_features: int,
         hidden_dims: Sequence[int] = (64, 64),
         activation: Callable[[], nn.Module] = nn.SiLU,
+        dropout: float = 0.0,
     ) -> None:
+        check_settings(in_features=in_features, out_features=out_features, dropout=dropout)
+        sizes = [in_features, *_checked(hidden_dims)]
         layers: list[nn.Module] = []
-        for size, next_size in zip([in_features, *hidden_dims], hidden_dims, strict=False):
-            layers += [nn.Linear(size, next_size), activation()]
-        last = nn.Linear([in_features, *hidden_dims][-1], out_features)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        super().__init__(*layers, last)
+        for size, next_size in pairwise(sizes):
+            # one module with the activation, so that weights load whether or not there is dropout
+            active = nn.Sequential(activation(), nn.Dropout(dropout)) if dropout else activation()
+            layers += [nn.Linear(size, next_size), active]
+        super().__init__(*layers, zeroed(nn.Linear(sizes[-1], out_features)))
 
 
+@register
 class SeparateMLPs(nn.ModuleList):
     """One `MLP` for each parameter of the elementwise map, as in the first RealNVP, in place of a joint one.
 
@@ -50,6 +62,7 @@ class SeparateMLPs(nn.ModuleList):
         num_moving: Size of the output of each.
         hidden_dims: Sizes of the hidden layers.
         activation: Makes an activation module.
+        dropout: Fraction of the hidden units that are dropped while training.
     """
 
     def __init__(
@@ -59,14 +72,16 @@ class SeparateMLPs(nn.ModuleList):
         num_moving: int,
         hidden_dims: Sequence[int] = (64, 64),
         activation: Callable[[], nn.Module] = nn.SiLU,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(MLP(in_features, num_moving, hidden_dims, activation) for _ in range(num_params))
+        super().__init__(MLP(in_features, num_moving, hidden_dims, activation, dropout) for _ in range(num_params))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(*batch, in_features)`` -> ``(*batch, num_params, num_moving)``."""
-        return torch.stack([network(x) for network in self], -2)
+        """``(*batch, in_features)`` -> ``(*batch, num_params * num_moving)``."""
+        return torch.cat([network(x) for network in self], -1)
 
 
+@register
 class Constant(nn.Module):
     """Learned numbers that depend on nothing: what a conditioner with no input comes down to."""
 
@@ -89,6 +104,7 @@ def mlp(
     hidden_dims: Sequence[int] = (64, 64),
     activation: Callable[[], nn.Module] = nn.SiLU,
     separate: bool = False,
+    dropout: float = 0.0,
 ) -> nn.Module:
     """The conditioner for a coupling that moves ``num_moving`` entries by a map of ``num_params`` parameters.
 
@@ -99,12 +115,18 @@ def mlp(
         hidden_dims: Sizes of the hidden layers, each at least 1.
         activation: Makes an activation module.
         separate: One network for each parameter in place of a joint one.
+        dropout: Fraction of the hidden units that are dropped while training.
     """
-    sizes = tuple(hidden_dims)
-    if any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"hidden_dims must hold positive integers, got {hidden_dims!r}")
+    sizes = _checked(hidden_dims)
     if in_features == 0:
         return Constant(num_params * num_moving)
     if separate:
-        return SeparateMLPs(in_features, num_params, num_moving, sizes, activation)
-    return MLP(in_features, num_params * num_moving, sizes, activation)
+        return SeparateMLPs(in_features, num_params, num_moving, sizes, activation, dropout)
+    return MLP(in_features, num_params * num_moving, sizes, activation, dropout)
+
+
+def _checked(hidden_dims: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(hidden_dims)
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"hidden_dims must hold positive integers, got {hidden_dims!r}")
+    return sizes
