@@ -1,5 +1,7 @@
 """Sphinx configuration."""
 
+from docutils import nodes
+
 import pyro_coupling
 
 project = "pyro_coupling"
@@ -14,3 +16,13 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "code"
 suppress_warnings = ["myst.header"]
+
+
+def setup(app):
+    """A link to a file, such as a test, shows its title on hover, which Sphinx leaves out."""
+
+    def show(app, doctree):
+        for link in doctree.findall(lambda node: node.tagname == "download_reference" and "reftitle" in node):
+            link[:] = [nodes.abbreviation("", "", *link.children, explanation=link["reftitle"])]
+
+    app.connect("doctree-read", show)

@@ -1,6 +1,6 @@
 """Speech: WaveGlow learns to speak after a mel spectrogram.
 
-    python examples/speech.py [--steps 2000] [--output speech_output]
+    python examples/speech.py [--steps 600] [--output speech_output]
 
 The recording `data/speech.wav` (8 kHz) was made with espeak-ng. Its end is held out; the trained flow speaks it
 anew from the spectrogram alone. Ends with a sound file and a picture of both spectrograms.
@@ -69,7 +69,7 @@ def train(flow: Bijection, sound: torch.Tensor, mel: torch.Tensor, steps: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--output", type=Path, default=Path("speech_output"))
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -156,6 +156,18 @@ def test_a_drawn_sample_is_scored_as_any_other_and_for_nothing(name):
 
 
 @helpers
+def test_a_helper_moves_both_parts_on_request(helper):
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    for both in (False, True):
+        layer = randomise(helper(5, (6,), both=both, permute=False).double(), 0.3)
+        jacobian = torch.autograd.functional.jacobian(layer, x)
+        # what the map of an entry that stays depends on: itself alone
+        assert (jacobian[:2, 2:] == 0).all() and jacobian[:2, :2].count_nonzero() == 2
+        moves = [part for part in layer.modules() if isinstance(part, Coupling)]
+        assert sum(part.partition.num_moving for part in moves) == (5 if both else 3)
+
+
+@helpers
 def test_iterated_scores_data_in_one_pass(helper):
     flow = ComposeTransformModule([build(helper, 4) for _ in range(3)])
     x = torch.randn(6, 4, dtype=torch.float64)
