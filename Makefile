@@ -34,11 +34,20 @@ evaluate: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow tests
 	$(BIN)/python $(EVALUATION)/evaluate.py --seconds $(SECONDS) --seed $(SEED)
 
-bench: $(VENV)/.installed
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	touch $@
+
+# Beside the step time: accuracy and memory, each a script that can be run alone. An hour in all.
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/round_trip.py --json benchmarks/results/round_trip.json
+	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
+	$(BIN)/python benchmarks/planar_kl.py --json benchmarks/results/planar_kl.json
+	$(BIN)/python benchmarks/digits_bits.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) build dist docs/_build demo_output *.egg-info
+	rm -rf $(VENV) build dist docs/_build *_output *.egg-info
