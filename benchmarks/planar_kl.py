@@ -1,10 +1,10 @@
 """How close a spline flow comes to six densities on the plane: this package and zuko, side by side.
 
-``KL(p || flow)`` in nats, exact up to the error of a mean, for ``flows.neural_spline`` and zuko's ``NSF(passes=2)``, its
-coupling setting, of as many layers, bins and hidden units. Both move one half by splines that depend on the other and
-the other half by splines that depend on nothing, in every layer. ``--flows`` adds zuko's ``NICE`` with spline maps, which
-leaves the other half as it is. All take the same steps on the same batches in turns, with one optimiser setting for all
-densities and flows, and are judged on the same fresh points. Each density is scaled to unit variance first, for all.
+``KL(p || flow)`` in nats, exact up to the error of a mean, for ``flows.neural_spline`` and zuko's ``NSF(passes=2)``,
+its coupling setting, of as many layers, bins and hidden units. Both move one half by splines that depend on the other
+and the other half by splines that depend on nothing, in every layer. ``--flows`` adds zuko's ``NICE`` with spline maps,
+which leaves the other half as it is. All take the same steps on the same batches in turns, with one optimiser setting
+for all densities and flows, and are judged on the same fresh points. Each density is scaled to unit variance first.
 
     python benchmarks/planar_kl.py [--steps 2000] [--seeds 3] [--json benchmarks/results/planar_kl.json]
 """
