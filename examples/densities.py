@@ -110,7 +110,7 @@ def main() -> None:
             table[row, 0].set_ylabel(name)
         for column, make in enumerate(FLOWS.values()):
             torch.manual_seed(0)
-            flow = make(2, LAYERS, HIDDEN)
+            flow = make(2, LAYERS, HIDDEN).inv  # turned round, it learns densities from data faster
             model = fit(flow, density, options.steps)
             found, error = divergence(density, model)
             cells.append(f"{found:.3f} ± {error:.3f}")

@@ -34,7 +34,7 @@ def deep_or_wide(name: str, steps: int) -> None:
         cells = []
         for layers in LAYERS:
             torch.manual_seed(0)
-            flow = flows.neural_spline(2, layers, hidden)
+            flow = flows.neural_spline(2, layers, hidden, max_log_ratio=2.0).inv
             size = sum(p.numel() for p in flow.parameters())
             cells.append(f"{divergence(density, fit(flow, density, steps))[0]:.3f} ({size / 1000:.1f})")
         print(f"| {' x '.join(map(str, hidden))} | " + " | ".join(cells) + " |", flush=True)

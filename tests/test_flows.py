@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_coupling import flows
 from pyro_coupling.nn import MLP, Constant
-from pyro_coupling.transforms import Bijection, ClampScale, Coupling, DiagonalAffine, Permutation
+from pyro_coupling.transforms import Bijection, ClampScale, Coupling, DiagonalAffine, LULinear, Permutation
 
 RECIPES = [getattr(flows, name) for name in ("nice", "real_nvp", "neural_spline")]
 MASKS = ["random", "halves", "alternating"]
@@ -74,7 +74,8 @@ def test_recipes_share_their_first_arguments():
 
 @recipes
 def test_recipes_share_their_keywords(recipe):
-    flow = recipe(3, mask="halves", seed=3, activation=nn.Tanh, separate=True, both=False, outer_affine=False, **SMALL)
+    settings = {"mask": "halves", "seed": 3, "separate": True, "both": False, "linear": False, "outer_affine": False}
+    flow = recipe(3, activation=nn.Tanh, **settings, **SMALL)
     assert len(couplings(flow)) == len(flow) == 4
     assert sum(isinstance(part, nn.Tanh) for part in flow.modules()) == 4 * couplings(flow)[0].elementwise.num_params
     with pytest.raises(TypeError, match="num_blocks"):
@@ -128,6 +129,26 @@ def test_hidden_layers_of_a_neural_spline_keep_the_size_of_a_signal():
         for layer in list(network)[:-1]:
             hidden = layer(hidden)
         assert 0.5 < hidden.square().mean().sqrt() < 2
+
+
+def test_kinks_of_a_neural_spline_start_where_the_base_has_its_mass():
+    torch.manual_seed(0)
+    first = next(part for part in flows.neural_spline(2, 1, (400,)).modules() if isinstance(part, MLP))[0]
+    kinks = -first.bias / first.weight.squeeze(-1)
+    # standard normal: standard errors of mean and variance of 400 draws are 0.05 and 0.07, bounds are five of them
+    assert kinks.mean().abs() < 0.25
+    assert (kinks.var() - 1).abs() < 0.35
+
+
+def test_splines_stand_between_linear_maps_where_there_are_few_dimensions():
+    def number(input_dim, **settings):
+        flow = flows.neural_spline(input_dim, 2, (4,), **settings)
+        return sum(isinstance(part, LULinear) for part in flow)
+
+    assert number(3) == number(64) == number(65, linear=True) == 2
+    assert number(65) == number(1) == number((2, 3)) == number(3, linear=False) == 0
+    with pytest.raises(ValueError, match=r"linear.*\(2, 3\)"):
+        number((2, 3), linear=True)
 
 
 def test_one_dimension_is_moved_by_every_layer():

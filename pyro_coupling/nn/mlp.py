@@ -83,18 +83,25 @@ class SeparateMLPs(nn.ModuleList):
 
 @register
 class Constant(nn.Module):
-    """Learned numbers that depend on nothing: what a conditioner with no input comes down to."""
+    """Learned numbers that depend on nothing: what a conditioner with no input comes down to.
 
-    def __init__(self, out_features: int) -> None:
+    Args:
+        out_features: How many.
+        rate: How far they move for a step of the parameter. A network's output moves by the steps of all its
+            weights together, a bare number by one, so beside networks it falls behind.
+    """
+
+    def __init__(self, out_features: int, rate: float = 1.0) -> None:
         super().__init__()
+        self.rate = rate
         self.value = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(*batch, 0)`` -> ``(*batch, out_features)``."""
-        return self.value.expand(x.shape[:-1] + self.value.shape)
+        """``(*batch, 0)`` -> ``(out_features,)``: the same for the whole batch, and computed once."""
+        return self.rate * self.value
 
     def extra_repr(self) -> str:
-        return f"{self.value.numel()}"
+        return f"{self.value.numel()}, rate={self.rate}"
 
 
 def mlp(

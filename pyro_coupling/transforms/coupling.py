@@ -29,7 +29,8 @@ class Coupling(Bijection):
             image, a recording, a set.
         conditioner: A module that maps ``(*batch, num_staying + context_dim)`` to
             ``(*batch, elementwise.num_params * num_moving)``, parameter-major; for other layouts the
-            channels take the place of the features, and all other dimensions are kept.
+            channels take the place of the features, and all other dimensions are kept. What is the same
+            for a whole batch may come without batch dimensions.
         elementwise: The map and its number of parameters, an `Elementwise`.
         context_dim: Number of context features appended to the conditioner's input, the same for all
             positions; or the shape of a context with features for each position, whose layout is that of
@@ -75,13 +76,13 @@ class Coupling(Bijection):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         staying, moving = self.partition.split(self._flat(x))
-        moved, log_det = self.elementwise.forward_and_log_det(moving, self._parameters_from(staying, context))
-        return self.partition.join(staying, moved).reshape(x.shape), log_det.sum(-1)
+        moved, log_slope = self.elementwise.forward_and_log_det(moving, self._parameters_from(staying, context))
+        return self.partition.join(staying, moved).reshape(x.shape), log_slope.expand_as(moved).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         staying, moved = self.partition.split(self._flat(y))
-        moving, log_det = self.elementwise.inverse_and_log_det(moved, self._parameters_from(staying, context))
-        return self.partition.join(staying, moving).reshape(y.shape), log_det.sum(-1)
+        moving, log_slope = self.elementwise.inverse_and_log_det(moved, self._parameters_from(staying, context))
+        return self.partition.join(staying, moving).reshape(y.shape), log_slope.expand_as(moving).sum(-1)
 
     def forward_and_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
@@ -95,6 +96,7 @@ class Coupling(Bijection):
                 flat = flat.detach().requires_grad_()
             staying, moving = self.partition.split(flat)
             moved, log_slope = self.elementwise.forward_and_log_det(moving, self._parameters_from(staying, context))
+            log_slope = log_slope.expand_as(moved)
             score_staying, score_moving = self.partition.split(score.reshape(flat.shape))
             if not self.elementwise.slope_is_constant:
                 score_moving = score_moving - _grad([log_slope], [torch.ones_like(log_slope)], moving)
@@ -108,7 +110,7 @@ class Coupling(Bijection):
         return y, log_det, new_score.reshape(x.shape)
 
     def _parameters_from(self, staying: Tensor, context: Tensor | None) -> Tensor:
-        """Parameters of the elementwise map, ``(*batch, num_params, num_moving)``."""
+        """Parameters of the elementwise map, ``(*batch, num_params, num_moving)``, or one set for the whole batch."""
         features = self.partition.show(staying)
         if context is not None and self.context_shape:
             features = self._with_context(features, context)
@@ -149,7 +151,7 @@ class Coupling(Bijection):
         rows, moving = self.elementwise.num_params, self.partition.num_moving
         wanted = self.partition.answer_shape(rows)
         found = trial_shape(self.conditioner, shown)
-        if found != (2, *wanted):
+        if found not in ((2, *wanted), tuple(wanted)):
             raise ValueError(
                 f"Coupling: the conditioner must map (batch, {_listed(shown)}) to (batch, {_listed(wanted)}): {rows} "
                 f"parameters of {self.elementwise} for each of {moving} moved entries; for a batch of 2 it returned "

@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_coupling.nn import (
     MLP,
+    Constant,
     ConvNet,
     DilatedConv1d,
     GatedResidualConv,
@@ -343,3 +344,13 @@ def test_wrong_types_are_refused(build, message):
 def test_inputs_of_wrong_shape_are_refused(network, shape, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         network(torch.zeros(shape))
+
+
+def test_learned_numbers_move_at_their_rate():
+    slow, fast = Constant(3), Constant(3, rate=8.0)
+    for numbers in (slow, fast):
+        assert torch.equal(numbers(torch.empty(5, 0)), torch.zeros(3))
+        with torch.no_grad():
+            numbers.value += 0.25
+    assert torch.equal(slow(torch.empty(5, 0)), torch.full((3,), 0.25))
+    assert torch.equal(fast(torch.empty(5, 0)), torch.full((3,), 2.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Spline"]
+__all__ = ["Spline", "SplineSettings"]
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -16,12 +16,8 @@ from .base import Elementwise
 
 
 @dataclass(frozen=True)
-class Spline(Elementwise):
-    """A map of ``[-bound, bound]`` onto itself, made of pieces; the identity outside.
-
-    A subclass says what happens on the interval, given raw parameters that have passed a tanh, so that
-    none exceeds ``max_log_ratio``.
-    """
+class SplineSettings(Elementwise):
+    """A monotone map made of pieces on ``[-bound, bound]``, none of whose raw parameters exceeds ``max_log_ratio``."""
 
     num_bins: int = 8
     bound: float = 5.0
@@ -30,6 +26,15 @@ class Spline(Elementwise):
     def __post_init__(self) -> None:
         require_count(self, "num_bins", 2)
         require_positive(self, "bound", "max_log_ratio")
+
+
+@dataclass(frozen=True)
+class Spline(SplineSettings):
+    """A map of ``[-bound, bound]`` onto itself, made of pieces; the identity outside.
+
+    A subclass says what happens on the interval, given raw parameters that have passed a tanh, so that
+    none exceeds ``max_log_ratio``.
+    """
 
     def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.abs() < self.bound

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...registry import register
-from ._bins import squash
+from ._rational_quadratic_kernel import Knots, rational_quadratic
 from .rational_quadratic import RationalQuadraticSpline
 
 
@@ -57,20 +57,21 @@ class CircularRationalQuadraticSpline(RationalQuadraticSpline):
 
     def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         spline, phase = self._split(params)
-        y, log_det = self._forward(self._wrap(x), spline)
+        y, log_det = rational_quadratic(self._wrap(x), spline, self._knots, inverse=False)
         return self._wrap(y + phase), log_det
 
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         spline, phase = self._split(params)
-        x, log_det = self._inverse(self._wrap(self._wrap(y) - phase), spline)
+        x, log_det = rational_quadratic(self._wrap(self._wrap(y) - phase), spline, self._knots, inverse=True)
         return self._wrap(x), log_det
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         spline, phase = params.split([3 * self.num_bins, 1], -2)
-        return squash(spline, self.max_log_ratio), self._wrap(phase.squeeze(-2))
+        return spline, self._wrap(phase.squeeze(-2))
 
-    def _log_slopes(self, raw: Tensor) -> Tensor:
-        return torch.cat([raw, raw[..., :1, :]], -2)
+    @property
+    def _knots(self) -> Knots:
+        return Knots(self.num_bins, self.num_bins, self.bound, self.max_log_ratio, reach=math.inf)
 
     def _wrap(self, x: Tensor) -> Tensor:
         """The point of ``[-bound, bound)`` that x stands for; where x is such a point, x itself."""

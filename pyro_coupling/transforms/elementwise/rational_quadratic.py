@@ -6,18 +6,16 @@ __all__ = ["BoundedRationalQuadraticSpline", "RationalQuadraticSpline", "relativ
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...registry import register
-from ._bins import edges, find, pick, replace_value, sizes
-from ._spline import Spline
+from ._rational_quadratic_kernel import Knots, rational_quadratic, relative_root
+from ._spline import SplineSettings
 
 
 @register
 @dataclass(frozen=True)
-class RationalQuadraticSpline(Spline):
+class RationalQuadraticSpline(SplineSettings):
     """Rational-quadratic pieces on ``[-bound, bound]``, the identity outside.
 
     Bins and slopes are bounded for every real parameter: the raw numbers pass a tanh, a bin is at most
@@ -50,35 +48,15 @@ class RationalQuadraticSpline(Spline):
     def num_params(self) -> int:
         return 3 * self.num_bins - 1
 
-    def _forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        left, width, bottom, height, slope0, slope1 = self._piece(x, params, along_y=False)
-        t = (x - left) / width
-        t_rest = t * (1 - t)
-        secant = height / width
-        denominator = secant + (slope0 + slope1 - 2 * secant) * t_rest
-        y = bottom + height * (secant * t.square() + slope0 * t_rest) / denominator
-        return y, _log_slope(t, t_rest, secant, slope0, slope1, denominator)
+    def forward_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return rational_quadratic(x, params, self._knots, inverse=False)
 
-    def _inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        left, width, bottom, height, slope0, slope1 = self._piece(y, params, along_y=True)
-        secant = height / width
-        t = relative_root(y - bottom, height, secant, slope0, slope1)
-        t_rest = t * (1 - t)
-        denominator = secant + (slope0 + slope1 - 2 * secant) * t_rest
-        return left + t * width, -_log_slope(t, t_rest, secant, slope0, slope1, denominator)
+    def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return rational_quadratic(y, params, self._knots, inverse=True)
 
-    def _piece(self, position: Tensor, params: Tensor, along_y: bool) -> tuple[Tensor, ...]:
-        """Edges, sizes and slopes of the bin that holds each position, each ``(*batch, features)``."""
-        raw_widths, raw_heights, raw_slopes = params.tensor_split((self.num_bins, 2 * self.num_bins), -2)
-        widths, heights = sizes(raw_widths, 2 * self.bound), sizes(raw_heights, 2 * self.bound)
-        left, bottom = edges(widths, -self.bound), edges(heights, -self.bound)
-        slopes = self._log_slopes(raw_slopes).exp()
-        index = find(position, bottom if along_y else left)
-        return pick(index, left, widths, bottom, heights, slopes[..., :-1, :], slopes[..., 1:, :])
-
-    def _log_slopes(self, raw: Tensor) -> Tensor:
-        """Log slopes at all knots, ``(*batch, num_bins + 1, features)``: here one at both ends."""
-        return F.pad(raw, (0, 0, 1, 1))
+    @property
+    def _knots(self) -> Knots:
+        return Knots(self.num_bins, self.num_params - 2 * self.num_bins, self.bound, self.max_log_ratio, self.bound)
 
 
 @register
@@ -113,26 +91,3 @@ class BoundedRationalQuadraticSpline(RationalQuadraticSpline):
     @property
     def num_params(self) -> int:
         return 3 * self.num_bins + 1
-
-    def _log_slopes(self, raw: Tensor) -> Tensor:
-        return raw
-
-
-def relative_root(rise: Tensor, height: Tensor, secant: Tensor, slope0: Tensor, slope1: Tensor) -> Tensor:
-    """Where in its bin, from 0 to 1, a rational-quadratic piece has risen by ``rise``."""
-    # the root of a t^2 + b t + c in [0, 1], in the form that cancels nothing (Durkan et al., equation 29)
-    bend = slope0 + slope1 - 2 * secant
-    a = height * (secant - slope0) + rise * bend
-    b = height * slope0 - rise * bend
-    c = -secant * rise
-    discriminant = (b.square() - 4 * a * c).clamp(min=torch.finfo(rise.dtype).tiny)
-    t = 2 * c / (-b - discriminant.sqrt())
-    return replace_value(t, t.clamp(0, 1))  # rounding may leave the bin, where the slope may be negative
-
-
-def _log_slope(
-    t: Tensor, t_rest: Tensor, secant: Tensor, slope0: Tensor, slope1: Tensor, denominator: Tensor
-) -> Tensor:
-    """``log dy/dx`` at the relative position t of a bin (Durkan et al., equation 5)."""
-    numerator = slope1 * t.square() + 2 * secant * t_rest + slope0 * (1 - t).square()
-    return 2 * secant.log() + numerator.log() - 2 * denominator.log()

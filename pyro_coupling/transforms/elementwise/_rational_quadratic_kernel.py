@@ -1,0 +1,304 @@
+"""The rational-quadratic spline as one autograd Function, with one gradient by hand for both directions."""
+
+from __future__ import annotations
+
+__all__ = ["Knots", "rational_quadratic", "relative_root"]
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..reversible import in_function_transform
+from ._bins import replace_value, squash
+
+
+class Knots(NamedTuple):
+    """How the raw numbers of a spline are read.
+
+    Args:
+        num_bins: Number of pieces.
+        num_slopes: Number of raw slopes: with ``num_bins - 1`` the slope is one at both ends, with ``num_bins`` both
+            ends share the first, with ``num_bins + 1`` each has its own.
+        bound: Half-width of the interval.
+        limit: Bound of the raw numbers, which pass a tanh.
+        reach: Distance from zero from which on the map is the identity.
+    """
+
+    num_bins: int
+    num_slopes: int
+    bound: float
+    limit: float
+    reach: float
+
+
+class _Outcome(NamedTuple):
+    """Value and log slope, and what backward needs to know of the way there.
+
+    ``logs`` and ``piece`` are those of `_find_piece`, ``number`` that of the piece; ``inside`` tells where the map
+    is not the identity.
+    """
+
+    value: Tensor
+    log_slope: Tensor
+    logs: Tensor
+    piece: Tensor
+    number: Tensor
+    inside: Tensor
+
+
+def rational_quadratic(position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Value and log slope of the spline, or of its inverse.
+
+    Autograd sees one node. Function transforms, forward-mode differentiation and tracers see the formulas.
+
+    Args:
+        position: x, or y for the inverse, ``(*batch, features)``.
+        raw: Raw widths, heights and slopes, ``(*batch, num_params, features)``; the two batches broadcast.
+        knots: How the raw numbers are read.
+        inverse: Whether x is wanted for given y.
+    """
+    dtype = torch.promote_types(position.dtype, raw.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    raw = raw[(None,) * (position.dim() + 1 - raw.dim())]
+    function = _evaluate if _is_watched(position) or _is_watched(raw) else _RationalQuadratic.apply
+    value, log_slope, *_ = function(position.to(wide), raw.to(wide), knots, inverse)
+    return value.to(dtype), log_slope.to(dtype)
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    """Whether something other than reverse-mode differentiation follows the tensor through every operation."""
+    if torch.compiler.is_compiling():
+        return False
+    has_tangent = forward_ad.unpack_dual(tensor).tangent is not None
+    return has_tangent or torch.jit.is_tracing() or in_function_transform(tensor)
+
+
+class _RationalQuadratic(torch.autograd.Function):
+    # Saved are the logarithms of the bin sizes and the piece of each position, together as large as the raw numbers.
+    # Both are outputs as well, and backward consists of differentiable operations on them: so a second derivative
+    # finds its way through them to the inputs.
+
+    @staticmethod
+    def forward(ctx: Any, position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> tuple[Tensor, ...]:
+        outcome = _evaluate(position, raw, knots, inverse)
+        ctx.save_for_backward(outcome.value if inverse else position, *outcome[2:])
+        ctx.knots, ctx.inverse, ctx.shape = knots, inverse, position.shape
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)
+        return outcome[:4]
+
+    @staticmethod
+    def backward(
+        ctx: Any, by_value: Tensor | None, by_log: Tensor | None, by_logs: Tensor | None, by_piece: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, logs, piece, number, inside = ctx.saved_tensors
+        knots = ctx.knots
+        by_value, by_log = (torch.zeros_like(piece[0]) if grad is None else grad for grad in (by_value, by_log))
+        curve = _Curve.through(x.clamp(-knots.bound, knots.bound), piece)
+        by_position, pulled = curve.pull(by_value * inside, by_log * inside, ctx.inverse)
+        by_position = torch.where(inside, by_position, by_value)
+        by_raw = _pull_piece(_sum(pulled, by_piece), by_logs, logs, piece, number, knots)
+        return by_position.sum_to_size(ctx.shape), by_raw, None, None
+
+
+def _evaluate(position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> _Outcome:
+    sizes, slopes = raw.movedim(-2, 0).contiguous().tensor_split([2 * knots.num_bins])
+    logs = squash(sizes.unflatten(0, (2, knots.num_bins)), knots.limit)
+    inside = position.abs() < knots.reach
+    clamped = position.clamp(-knots.bound, knots.bound)
+    piece, number = _find_piece(clamped, logs, slopes, knots, axis=int(inverse))
+    curve = (_Curve.through_y if inverse else _Curve.through)(clamped, piece)
+    value, log_slope = curve.x() if inverse else curve.y(), curve.log_slope()
+    log_slope = (-log_slope if inverse else log_slope) * inside
+    return _Outcome(torch.where(inside, value, position), log_slope, logs, piece, number, inside)
+
+
+def _find_piece(position: Tensor, logs: Tensor, slopes: Tensor, knots: Knots, axis: int) -> tuple[Tensor, Tensor]:
+    """The piece that holds each position, and its number.
+
+    Args:
+        position: Coordinates along one axis, ``(*batch, features)``.
+        logs: Logarithms of relative widths and heights, ``(2, num_bins, *batch, features)``.
+        slopes: Raw slopes, ``(num_slopes, *batch, features)``.
+        knots: How the raw numbers are read.
+        axis: Whether positions are x (0) or y (1).
+
+    Returns:
+        Left edge, lower edge, width, height and log slopes at the right and at the left end, ``(6, *batch, features)``;
+        and the number as a float, ``(*batch, features)``.
+    """
+    relative = logs.exp()
+    scale = 2 * knots.bound / relative.sum(1)
+    with torch.no_grad():
+        level = (position + knots.bound) / scale[axis]
+        # one for each inner knot that the position has reached, else zero: not as booleans, which are slow on a CPU
+        reached = (level - relative[axis, :-1].cumsum(0)).sign_().add_(1).clamp(max=1)
+    marks, rows, ends = reached.unbind(), relative.unbind(1), _at_knots(slopes, knots)
+    edge = _sum_reached(marks, rows) * scale - knots.bound
+    size = _last_reached(marks, rows) * scale
+    slope = torch.stack([_last_reached(marks, ends[1:]), _last_reached(marks, ends[:-1])])
+    return torch.cat([edge, size, squash(slope, knots.limit)]), reached.sum(0)
+
+
+def _pull_piece(
+    by_piece: Tensor, by_logs: Tensor | None, logs: Tensor, piece: Tensor, number: Tensor, knots: Knots
+) -> Tensor:
+    """Gradient by the raw numbers from that by the piece of each position."""
+    by_sizes, by_slopes = _pull_bins(by_piece, logs, piece, number, knots)
+    by_sizes = _pull_squash(_sum(by_sizes, by_logs), logs, knots.limit)
+    return torch.cat([rows.movedim(0, -2) for rows in (*by_sizes.unbind(), by_slopes)], -2)
+
+
+def _pull_bins(by_piece: Tensor, logs: Tensor, piece: Tensor, number: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
+    """Gradients by the logarithms of relative sizes and by the raw slopes."""
+    by_edge, by_size, by_slope = by_piece.split(2)
+    edge, size, slope = piece.split(2)
+    relative = logs.exp()
+    scale = 2 * knots.bound / relative.sum(1)
+    before, at = _compare(number, knots.num_bins)
+    # sizes are shares of the whole, each of which takes from all others
+    by_size = by_size * size
+    shared = torch.addcmul(by_size, by_edge, edge + knots.bound) * scale * (-0.5 / knots.bound)
+    by_sizes = torch.addcmul(shared.unsqueeze(1), (by_edge * scale).unsqueeze(1), before).mul_(relative)
+    by_sizes = by_sizes.addcmul_(by_size.unsqueeze(1), at).sum_to_size(logs.shape)
+    by_slope = _pull_squash(by_slope, slope, knots.limit)
+    to_right, to_left = _slope_weights(at, knots)
+    by_slopes = torch.addcmul(to_right * by_slope[0], to_left, by_slope[1])
+    return by_sizes, by_slopes.sum_to_size(by_slopes.shape[:1] + logs.shape[2:])
+
+
+def _at_knots(slopes: Tensor, knots: Knots) -> tuple[Tensor, ...]:
+    """The raw slope at each knot."""
+    rows = slopes.unbind()
+    if knots.num_slopes < knots.num_bins:
+        none = torch.zeros_like(rows[0])
+        return none, *rows, none
+    return rows if knots.num_slopes > knots.num_bins else (*rows, rows[0])
+
+
+def _last_reached(marks: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    found = rows[0]
+    for mark, row in zip(marks, rows[1:], strict=True):
+        found = torch.lerp(found, row, mark)
+    return found
+
+
+def _sum_reached(marks: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """Sum of the rows before the last one reached."""
+    found = marks[0] * rows[0]
+    for mark, row in zip(marks[1:], rows[1:-1], strict=True):
+        found = torch.addcmul(found, mark, row)
+    return found
+
+
+def _compare(number: Tensor, num_bins: int) -> tuple[Tensor, Tensor]:
+    """For each bin one where it lies before that of the given number, and one where it is it; else zero."""
+    bins = torch.arange(num_bins, dtype=number.dtype, device=number.device)
+    ahead = number - bins.view((num_bins,) + (1,) * number.dim())
+    return ahead.clamp(0, 1), ahead.eq_(0)
+
+
+def _slope_weights(at: Tensor, knots: Knots) -> Tensor:
+    """One where a raw slope belongs to the right end of a position's bin, and to the left; else zero."""
+    if knots.num_slopes == knots.num_bins:
+        at = torch.cat([at[-1:], at])
+    elif knots.num_slopes > knots.num_bins:
+        none = torch.zeros_like(at[:1])
+        at = torch.cat([none, at, none])
+    return at.unfold(0, knots.num_slopes, 1).movedim(-1, 1)
+
+
+def _pull_squash(grad: Tensor, squashed: Tensor, limit: float) -> Tensor:
+    return torch.addcmul(grad, grad * squashed, squashed, value=-1 / limit**2)
+
+
+def _sum(a: Tensor, b: Tensor | None) -> Tensor:
+    return a if b is None else a + b
+
+
+class _Curve:
+    """Rational-quadratic pieces at the relative positions t (Durkan et al. 2019, equations 4 and 5).
+
+    Args:
+        piece: As `_find_piece` returns it.
+        t: From 0 at the left edge to 1 at the right, ``(*batch, features)``.
+    """
+
+    def __init__(self, piece: Tensor, t: Tensor) -> None:
+        self.left, self.bottom, self.width, self.height = piece[:4].unbind()
+        self.slope1, self.slope0 = piece[4:].exp().unbind()
+        self.t, self.t_rest = t, t - t.square()
+        self.secant = self.height / self.width
+        self.bend = torch.sub(self.slope0 + self.slope1, self.secant, alpha=2)
+        self.below = torch.addcmul(self.secant, self.bend, self.t_rest)
+        self.above = torch.addcmul(torch.lerp(self.slope0, self.slope1, t), self.bend, self.t_rest, value=-1)
+
+    @classmethod
+    def through(cls, x: Tensor, piece: Tensor) -> _Curve:
+        return cls(piece, (x - piece[0]) / piece[2])
+
+    @classmethod
+    def through_y(cls, y: Tensor, piece: Tensor) -> _Curve:
+        slope1, slope0 = piece[4:].exp().unbind()
+        return cls(piece, relative_root(y - piece[1], piece[3], piece[3] / piece[2], slope0, slope1))
+
+    def rise(self) -> Tensor:
+        """Share of the height, from 0 to 1."""
+        return torch.addcmul(self.secant * self.t.square(), self.slope0, self.t_rest) / self.below
+
+    def x(self) -> Tensor:
+        return torch.addcmul(self.left, self.t, self.width)
+
+    def y(self) -> Tensor:
+        return torch.addcmul(self.bottom, self.height, self.rise())
+
+    def slope(self) -> Tensor:
+        return (self.secant / self.below).square() * self.above
+
+    def log_slope(self) -> Tensor:
+        return torch.add(self.above.log(), (self.secant / self.below).log(), alpha=2)
+
+    def log_slope_by_x(self) -> Tensor:
+        bent = self.bend * torch.rsub(self.t, 1, alpha=2)
+        by_t = torch.addcdiv((self.slope1 - self.slope0 - bent) / self.above, bent, self.below, value=-2)
+        return by_t / self.width
+
+    def pull(self, by_value: Tensor, by_log: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Gradients by position and piece from those by value and log slope."""
+        slope, by_x_of_log = self.slope(), self.log_slope_by_x()
+        if inverse:
+            # By the implicit function theorem. In terms of x and the log slope at x: where y and the piece change,
+            # x changes so that y(x, piece) stays what it is, and both outputs enter with the opposite sign.
+            by_x, by_log = -by_value, -by_log
+            by_y = (by_x - by_log * by_x_of_log) / slope
+            return -by_y, self._pull_piece(by_x, by_y, by_log)
+        by_x = torch.addcmul(by_log * by_x_of_log, by_value, slope)
+        return by_x, self._pull_piece(by_x, by_value, by_log)
+
+    def _pull_piece(self, by_x: Tensor, by_y: Tensor, by_log: Tensor) -> Tensor:
+        rise, t_rest = self.rise(), self.t_rest
+        by_below = by_y * self.height / self.below
+        by_above = by_log / self.above
+        drag = torch.addcdiv(by_below * rise, by_log, self.below, value=2)
+        by_slope0 = torch.addcmul(by_above * (1 - self.t - t_rest), t_rest, by_below - drag) * self.slope0
+        by_slope1 = torch.addcmul(by_above * (self.t - t_rest), t_rest, drag, value=-1) * self.slope1
+        # with all three slopes multiplied by a number, the rise stays and the slope is multiplied by it
+        by_secant = by_log - by_slope0 - by_slope1
+        by_width = -torch.addcmul(by_secant / self.width, by_x, self.t)
+        by_height = torch.addcmul(by_secant / self.height, by_y, rise)
+        return torch.stack([-by_x, by_y, by_width, by_height, by_slope1, by_slope0])
+
+
+def relative_root(rise: Tensor, height: Tensor, secant: Tensor, slope0: Tensor, slope1: Tensor) -> Tensor:
+    """Where in its bin, from 0 to 1, a rational-quadratic piece has risen by ``rise``."""
+    # the root of a t^2 + b t - c in [0, 1], in the form that cancels nothing (Durkan et al., equation 29)
+    bend = torch.sub(slope0 + slope1, secant, alpha=2) * rise
+    a = torch.addcmul(bend, height, secant - slope0)
+    b = height * slope0 - bend
+    c = secant * rise
+    discriminant = torch.addcmul(b.square(), a, c, value=4).clamp(min=torch.finfo(rise.dtype).tiny)
+    t = 2 * c / (b + discriminant.sqrt())
+    return replace_value(t, t.clamp(0, 1))  # rounding may leave the bin, where the slope may be negative
