@@ -20,12 +20,14 @@ from torch.distributions import Transform, biject_to
 from . import flows
 from .targets import PyroTarget, Target, init_to_center
 from .targets.structure import with_fallback
-from .training import GaussianStart, warm_start
+from .training import Gaussian, warm_start
+from .training.gaussians import LARGEST_DENSE
+from .training.low_rank import low_rank_init
 from .training.warm_start import METHODS
-from .transforms import Bijection, Chain, DiagonalAffine, LowerTriangularAffine
+from .transforms import Bijection, Chain, LowerTriangularAffine, LowRankAffine
 
-_LARGEST_TRIANGULAR = 1000  # latents above which the outer affine map is diagonal
 _QUANTILE_DRAWS = 10_000
+_CHUNK = 10**7  # numbers in a batch of draws, so that one of many latents does not fill the memory
 
 
 def _default_flow(dim: int) -> Bijection:
@@ -91,7 +93,7 @@ class AutoCouplingFlow(AutoContinuous):
         self.transform: Chain | None = None
         #: names and unconstrained shapes of the latents that parameters loaded from a file are for
         self.loaded_latents: dict[str, tuple[int, ...]] = {}
-        self.starts: list[GaussianStart] = []
+        self.starts: list[Gaussian] = []
         self._flow = (flow or _default_flow,)  # in a tuple, so that a bijection is not yet a child
         self._init_loc_fn = init_loc_fn
         self._plain_model = (model,)
@@ -106,6 +108,7 @@ class AutoCouplingFlow(AutoContinuous):
         *,
         generator: torch.Generator | None = None,
         max_seconds: float = math.inf,
+        run_warm_start: bool = True,
     ) -> None:
         """Reads the model, makes the parameters and runs the warm start on a given target.
 
@@ -115,6 +118,7 @@ class AutoCouplingFlow(AutoContinuous):
             kwargs: The model's keyword arguments.
             generator: Source of randomness of the warm start.
             max_seconds: Time for the warm start.
+            run_warm_start: False where the parameters are to be replaced by those of an earlier run.
         """
         with torch.no_grad():
             super()._setup_prototype(*args, **kwargs)
@@ -126,10 +130,12 @@ class AutoCouplingFlow(AutoContinuous):
             self._check_loaded(self.transform)
             return
         self._build(self.latent_dim, initial)
+        if not run_warm_start:
+            return
         self.starts = warm_start(
             target, initial, self.warm_start, num_starts=self.num_starts, generator=generator, max_seconds=max_seconds
         )
-        self._set_outer(self.starts[0])
+        self.transform[-1].set(**self.starts[0].tensors)
 
     def _check_loaded(self, transform: Chain) -> None:
         wanted, found, size = self.loaded_latents, self.latents, transform.event_shape[0]
@@ -163,8 +169,7 @@ class AutoCouplingFlow(AutoContinuous):
                 f"AutoCouplingFlow: flow must be a bijection of ({dim},) without context, found event shape "
                 f"{tuple(flow.event_shape)} and a context of shape {tuple(flow.context_shape)}"
             )
-        outer = LowerTriangularAffine if dim <= _LARGEST_TRIANGULAR else DiagonalAffine
-        self.transform = Chain([flow, outer(like.new_zeros(dim))]).to(dtype=like.dtype, device=like.device)
+        self.transform = Chain([flow, _outer(like.new_zeros(dim))]).to(dtype=like.dtype, device=like.device)
 
     @property
     def latents(self) -> dict[str, tuple[int, ...]]:
@@ -172,13 +177,6 @@ class AutoCouplingFlow(AutoContinuous):
         if self.prototype_trace is None:
             return self.loaded_latents
         return {name: tuple(shape) for name, shape in self._unconstrained_shapes.items()}
-
-    def _set_outer(self, start: GaussianStart) -> None:
-        outer = self.transform[-1]
-        if isinstance(outer, DiagonalAffine):
-            outer.set(start.loc, start.scale_tril.square().sum(-1).sqrt())
-        else:
-            outer.set(start.loc, start.scale_tril)
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """Standard normal, ``(latent_dim,)``."""
@@ -232,7 +230,7 @@ class AutoCouplingFlow(AutoContinuous):
             raise ValueError(f"quantiles must be a list of numbers from 0 to 1, got {quantiles}")
         generator = torch.Generator(device=like.device).manual_seed(0)
         z = torch.randn(_QUANTILE_DRAWS, len(like), dtype=like.dtype, device=like.device, generator=generator)
-        draws = transform.forward_and_log_det(z)[0]
+        draws = torch.cat([transform.forward_and_log_det(part)[0] for part in z.split(max(1, _CHUNK // len(like)))])
         # by columns, because torch.quantile takes no more than 16 million entries
         latents = torch.cat([part.quantile(levels, dim=0) for part in draws.split(1000, dim=1)], dim=1)
         found: dict[str, list[Tensor]] = {}
@@ -260,6 +258,13 @@ class AutoCouplingFlow(AutoContinuous):
         copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         copied._model, copied._plain_model = self._model, self._plain_model  # unlike a pickle, a copy has its model
         return copied
+
+
+def _outer(loc: Tensor) -> Bijection:
+    """The affine map that a guide ends in, of the form that its starts have."""
+    if len(loc) <= LARGEST_DENSE:
+        return LowerTriangularAffine(loc)
+    return LowRankAffine(**low_rank_init(loc, 1.0).tensors)
 
 
 def _frozen_copy(transform: Chain) -> Chain:

@@ -20,11 +20,12 @@ from .files import read_safetensors, write_safetensors
 from .guides import AutoCouplingFlow
 from .registry import register
 from .targets import init_to_center
-from .transforms import Chain, DiagonalAffine, LowerTriangularAffine
+from .transforms import Chain, DiagonalAffine, LowerTriangularAffine, LowRankAffine
 
 _FORMAT = "pyro_coupling.flow"
 _VERSION = 1
 _STATE = "state."
+_OUTER = (DiagonalAffine, LowerTriangularAffine, LowRankAffine)
 
 for _init in (
     initialization.init_to_feasible, initialization.init_to_mean, initialization.init_to_median,
@@ -138,7 +139,7 @@ def guide_settings(content: Node, tensors: dict[str, Tensor]) -> dict[str, Any]:
 def fill_guide(guide: AutoCouplingFlow, content: Node, tensors: dict[str, Tensor], prefix: str) -> None:
     """Gives a fresh guide the flow of the one that `describe_guide` was given."""
     transform = restore(content["flow"], tensors, prefix)
-    if not isinstance(transform, Chain) or not isinstance(transform[-1], (DiagonalAffine, LowerTriangularAffine)):
+    if not isinstance(transform, Chain) or not isinstance(transform[-1], _OUTER):
         raise ValueError("its flow is not that of a guide, a chain that ends in an affine map")
     guide.transform = transform
     guide.loaded_latents = {name: tuple(shape) for name, shape in content["latents"]}

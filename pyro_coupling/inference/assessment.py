@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..targets import Target
-from ..training import GaussianStart
+from ..training import Gaussian
 from ..transforms import Bijection
 
 GOOD_ESS, USABLE_ESS, USABLE_KHAT = 0.95, 0.5, 0.7
@@ -70,7 +70,7 @@ def assess(khat: float, ess: float, missed: float, num_modes: int, stopped_by: s
 def missed_mass(
     flow: Bijection,
     target: Target,
-    starts: list[GaussianStart],
+    starts: list[Gaussian],
     x: Tensor,
     log_q: Tensor,
     log_p: Tensor,

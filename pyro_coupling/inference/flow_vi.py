@@ -6,10 +6,9 @@ __all__ = ["FlowVI"]
 
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro.poutine as poutine
 import torch
@@ -19,11 +18,12 @@ from ..diagnostics import log_evidence, pareto_smooth, relative_ess
 from ..guides import AutoCouplingFlow
 from ..targets import PyroTarget
 from ..training import Trainer, TrainingRecord
-from ..training.checkpoint import CheckpointFile
+from ..training.distribution import joined_ranks
 from ..training.threads import suitable_threads
-from .assessment import Assessment, assess, missed_mass
+from .assessment import assess, missed_mass
 from .progress import ProgressLine
 from .saving import load_fit, save_fit
+from .session import Session
 
 if TYPE_CHECKING:
     import pandas
@@ -33,6 +33,7 @@ _MORE_PARTICLES = 512  # where they cost little more
 _LONG_COMPUTATION = 2000  # operations that take longer to start than a flow of default size takes in all
 _MAX_STEPS = 50_000
 _DIAGNOSTIC_DRAWS = 4000
+_MOST_ENTRIES = 4_000_000  # of draws that pass the flow at once
 _WARM_START_SHARE = 0.2  # of max_seconds, at most
 
 
@@ -50,12 +51,14 @@ def _learning_rate(dim: int) -> float:
 class FlowVI:
     """Fits a coupling flow to the posterior of a Pyro model, and says how far it can be trusted.
 
+    Started by torchrun, its processes share the particles and end with the same fit.
+
     Args:
         model: A Pyro model of fixed structure. Discrete latents with finite support are summed out.
         guide: An `AutoCouplingFlow` of the model; one with default settings if not given. A guide that has
             been trained is trained further.
-        num_particles: Samples in each training step; if not given 128, or 512 for a model that computes in
-            thousands of small steps, which take as long for more samples.
+        num_particles: Samples in each training step, over all processes; if not given 128, or 512 for a
+            model that computes in thousands of small steps, which take as long for more samples.
         max_steps: Largest number of training steps. If neither this nor ``max_seconds`` is given, training
             ends by itself when the fit no longer improves (at the latest after 50 000 steps).
         max_seconds: Longest time for warm start and training. Runs with it end by the clock, so they
@@ -63,8 +66,11 @@ class FlowVI:
         seed: Makes a run repeatable; one number drawn from torch's global generator if not given. Nothing
             else of a run touches the global random state.
         progress: Whether to show a progress line.
-        checkpoint: Path of a file to which the run is saved every few seconds, and from which a later run
-            with the same path goes on.
+        checkpoint: Path of a file to which the run is saved when its warm start is done, every few seconds
+            from then on, and when its training is over. A later run with the same path goes on from there, bit for
+            bit as if it had not been stopped; one that was finished is not trained any more.
+        compile: Whether to compile the training step with inductor. That takes half a minute or more, once
+            for a model, and pays in long runs; without a C++ compiler there is a warning, and nothing changes.
 
     Raises:
         TypeError: If ``model`` is not callable or ``guide`` is no `AutoCouplingFlow`.
@@ -94,6 +100,7 @@ class FlowVI:
         seed: int | None = None,
         progress: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
+        compile: bool = False,
     ) -> None:
         if not callable(model):
             raise TypeError(f"FlowVI: model must be callable, got {type(model).__name__}")
@@ -112,6 +119,7 @@ class FlowVI:
         self.max_seconds = max_seconds or math.inf
         self.progress = progress
         self.checkpoint = checkpoint
+        self.compile = compile
         self.seed = seed
         self.record = TrainingRecord()
         self.target: PyroTarget | None = None
@@ -119,6 +127,7 @@ class FlowVI:
         self._generator = torch.Generator()
         self._figures: dict[str, Any] | None = None
         self._log_weights: Tensor | None = None
+        self._step = ""
 
     def run(self, *args: Any, **kwargs: Any) -> FlowVI:
         """Fits the guide to the model's posterior given its arguments.
@@ -134,22 +143,24 @@ class FlowVI:
             The object itself.
 
         Raises:
-            ValueError: If the model or its data can't be served: see `targets.structure`.
+            ValueError: If the model or its data can't be served: see `targets.structure`. If the checkpoint is of
+                another model, guide or seed, or of other data.
+            RuntimeError: If another process of the run is gone.
         """
-        began = time.monotonic()
-        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
-        with torch.random.fork_rng(), ProgressLine(self.progress) as line:
-            torch.manual_seed(seed)
-            line.say("reading the model")
-            target = self._read_model(args, kwargs)
-            self._generator = torch.Generator(device=target.device).manual_seed(seed)
-            with suitable_threads(target.bytes_per_point * self.num_particles):
-                self._fit(target, line, began)
-                line.say("diagnosing the fit")
-                assessment = self._diagnose(target, time.monotonic() - began)
-            line.finish(assessment.message)
-        if not assessment.trusted:
-            warnings.warn(assessment.message, stacklevel=2)
+        with joined_ranks() as ranks:
+            session = Session(ranks, self.checkpoint, self.seed)
+            with torch.random.fork_rng(), ProgressLine(self.progress and ranks.rank == 0) as line:
+                torch.manual_seed(session.seed)
+                line.say("reading the model")
+                target = self._read_model(args, kwargs)
+                self._generator = torch.Generator(device=target.device).manual_seed(session.seed)
+                with suitable_threads(target.bytes_per_point * self.num_particles // ranks.size):
+                    self._fit(target, session, line)
+                    line.say("diagnosing the fit")
+                    self._diagnose(target, session)
+                line.finish(self._figures["message"])
+        if ranks.rank == 0 and not self._figures["converged"]:
+            warnings.warn(self._figures["message"], stacklevel=2)
         return self
 
     def _read_model(self, args: tuple, kwargs: dict[str, Any]) -> PyroTarget:
@@ -174,52 +185,72 @@ class FlowVI:
         self.target = target
         return target
 
-    def _fit(self, target: PyroTarget, line: ProgressLine, began: float) -> None:
-        guide = self.guide
-        if guide.prototype_trace is None:
-            line.say("looking for starting points")
-            budget = _WARM_START_SHARE * self.max_seconds
-            guide.setup(target, target.args, target.kwargs, generator=self._generator, max_seconds=budget)
-        trainer = Trainer(
-            guide.get_transform(),
-            target,
-            num_particles=self.num_particles,
-            learning_rate=_learning_rate(target.dim),
-            max_steps=self.max_steps,
-            max_seconds=max(1e-3, self.max_seconds - (time.monotonic() - began)),
-            generator=self._generator,
-        )
-        file = None if self.checkpoint is None else CheckpointFile(self.checkpoint)
-        if file is not None:
-            file.resume(trainer)
+    def _fit(self, target: PyroTarget, session: Session, line: ProgressLine) -> None:
+        guide = cast(AutoCouplingFlow, self.guide)
+
+        def set_up(run_warm_start: bool) -> None:
+            if guide.prototype_trace is None:
+                line.say("looking for starting points" if run_warm_start else "going on from the checkpoint")
+                guide.setup(
+                    target, target.args, target.kwargs, generator=self._generator, run_warm_start=run_warm_start,
+                    max_seconds=_WARM_START_SHARE * self.max_seconds,
+                )  # fmt: skip
+
+        def make_trainer(seconds_before: float) -> Trainer:
+            return Trainer(
+                guide.get_transform(),
+                target,
+                num_particles=self.num_particles,
+                learning_rate=_learning_rate(target.dim),
+                max_steps=self.max_steps,
+                max_seconds=max(1e-3, self.max_seconds - seconds_before),
+                generator=self._generator,
+                ranks=session.ranks,
+                compile=self.compile,
+            )
 
         def watch(state: Any) -> None:
             line.update(state)
-            if file is not None:
-                file.save_if_due(trainer)
+            session.save_if_due(trainer)
 
+        trainer = session.start(target, guide, set_up, make_trainer)
         self.record = trainer.run(watch)
-        if file is not None:
-            file.save(trainer)
+        self._step = trainer.gradient_step.mode
+        session.save(trainer, last=True)
 
-    def _diagnose(self, target: PyroTarget, seconds: float) -> Assessment:
+    def _diagnose(self, target: PyroTarget, session: Session) -> None:
+        """Judges the fit on rank 0; every rank then has rank 0's flow, random state and figures."""
+        flow = self.guide.get_transform()
+        tensors: dict[str, Tensor] = {}
+        figures: dict[str, Any] = {}
+        if session.ranks.rank == 0:
+            log_weights, figures = self._judge(target, session)
+            tensors = {"log_weights": log_weights, "generator": self._generator.get_state(), **flow.state_dict()}
+        tensors, self._figures = session.share_result(tensors, figures)
+        self._log_weights = tensors.pop("log_weights").to(target.device)
+        self._generator.set_state(tensors.pop("generator"))
+        flow.load_state_dict(tensors)
+
+    def _judge(self, target: PyroTarget, session: Session) -> tuple[Tensor, dict[str, Any]]:
+        """Log weights of fresh draws, and the figures of `diagnostics`."""
         x, log_q, log_p = self._draw(_DIAGNOSTIC_DRAWS)
-        self._log_weights = log_p - log_q
-        khat = pareto_smooth(self._log_weights)[1]
-        ess = relative_ess(self._log_weights)
-        evidence = log_evidence(self._log_weights)
-        finite = self._log_weights.isfinite()
+        log_weights = log_p - log_q
+        khat = pareto_smooth(log_weights)[1]
+        ess = relative_ess(log_weights)
+        evidence = log_evidence(log_weights)
+        finite = log_weights.isfinite()
         starts = self.guide.starts
         missed = missed_mass(self.guide.get_transform(), target, starts, x, log_q, log_p, self._generator)
         assessment = assess(khat, ess, missed, len(starts), self.record.stopped_by)
-        self._figures = {
+        return log_weights, {
             "khat": khat,
             "ess": ess,
-            "elbo": self._log_weights[finite].mean().item() if bool(finite.any()) else -math.inf,
+            "elbo": log_weights[finite].mean().item() if bool(finite.any()) else -math.inf,
             "log_evidence": evidence.value,
             "log_evidence_se": evidence.standard_error,
             "num_steps": self.record.num_steps,
-            "seconds": seconds,
+            "step": self._step,
+            "seconds": session.seconds,
             "converged": assessment.trusted,
             "message": assessment.message,
             "missed_mass": missed,
@@ -228,7 +259,6 @@ class FlowVI:
             "skipped_steps": self.record.skipped_steps,
             "stopped_by": self.record.stopped_by,
         }
-        return assessment
 
     def diagnostics(self) -> dict[str, Any]:
         """Figures of the fit, from 4000 fresh draws.
@@ -237,6 +267,7 @@ class FlowVI:
             ``khat`` (Pareto shape of the weights; below 0.7 usable), ``ess`` (relative effective sample size,
             0 to 1), ``elbo`` and ``log_evidence`` with ``log_evidence_se`` (nats), ``num_steps``, ``seconds``,
             ``converged`` (whether the draws can be trusted), ``message`` (why, and what to do),
+            ``step`` (how training steps were done: ``"ordinary"``, ``"recorded"`` or ``"compiled"``),
             ``missed_mass`` (part of the known posterior mass that the flow leaves out), ``num_modes``,
             ``skipped_samples``, ``skipped_steps``, ``stopped_by``.
         """
@@ -369,7 +400,9 @@ class FlowVI:
         """n draws of the guide in unconstrained space ``(n, dim)``, and log q and log p there, each ``(n,)``."""
         target, flow = self.target, self.guide.get_transform()
         z = torch.randn(n, target.dim, dtype=target.dtype, device=target.device, generator=self._generator)
-        x, log_det = flow.forward_and_log_det(z)
+        # in parts, so that intermediate values of thousands of latents do not fill the memory
+        parts = [flow.forward_and_log_det(part) for part in z.split(max(100, _MOST_ENTRIES // target.dim))]
+        x, log_det = (torch.cat(values) for values in zip(*parts, strict=True))
         log_q = -0.5 * z.square().sum(-1) - 0.5 * target.dim * math.log(2 * math.pi) - log_det
         log_p = torch.cat([target.log_prob(part) for part in x.split(max(target.chunk_size, 100))])
         return x, log_q, log_p

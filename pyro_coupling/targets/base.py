@@ -47,7 +47,4 @@ def log_prob_and_score(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     log_p = log_p.detach()
     score = torch.zeros_like(x) if score is None else score
     good = log_p.isfinite() & score.isfinite().all(-1)
-    if not bool(good.all()):
-        log_p = torch.where(good, log_p, -torch.inf)
-        score = torch.where(good.unsqueeze(-1), score, 0.0)
-    return log_p, score
+    return torch.where(good, log_p, -torch.inf), torch.where(good.unsqueeze(-1), score, 0.0)

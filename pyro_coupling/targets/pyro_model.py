@@ -95,6 +95,18 @@ class PyroTarget:
             return torch.cat([self._guarded(row, self._log_prob_alone) for row in x.split(1)])
         return self._guarded(x, self._log_prob_batch)
 
+    def log_prob_or_raise(self, x: Tensor) -> Tensor:
+        """As `log_prob`, but with the model's own error where it can't be evaluated at one of the points.
+
+        What is done is then the same for all values of x, so that it can be recorded.
+
+        Raises:
+            RuntimeError: If the model has to be run point by point.
+        """
+        if not self.vectorized:
+            raise RuntimeError("PyroTarget: the model is run point by point")
+        return _finite_or_zero_density(self._log_prob_batch(x))
+
     @torch.no_grad()
     def constrain(self, x: Tensor, deterministic: bool = True) -> dict[str, Tensor]:
         """Values of the latent sites, and of deterministic ones, at points ``(n, dim)``: name -> ``(n, *shape)``."""
@@ -162,7 +174,7 @@ class PyroTarget:
             if len(x) == 1:
                 return x.new_full((1,), -torch.inf)
             return torch.cat([self._guarded(half, evaluate) for half in x.chunk(2)])
-        return torch.where(log_p.isnan() | (log_p == torch.inf), -torch.inf, log_p)
+        return _finite_or_zero_density(log_p)
 
     def _log_prob_batch(self, x: Tensor) -> Tensor:
         if self.structure.discrete:
@@ -193,7 +205,7 @@ class PyroTarget:
         messenger = _Substitute(self, x)
         with self._aside(), messenger, self._plate(len(x)) if x.dim() == 2 else nullcontext():
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
-        trace.compute_log_prob()
+            trace.compute_log_prob()
         trace.pack_tensors()
         return trace, messenger.log_jacobian
 
@@ -399,6 +411,10 @@ class _LogDensity(_Substitute):
         for term in self.terms:
             total = total + term
         return total
+
+
+def _finite_or_zero_density(log_p: Tensor) -> Tensor:
+    return torch.where(log_p.isnan() | (log_p == torch.inf), -torch.inf, log_p)
 
 
 def _per_draw(values: dict[str, Any], n: int, shapes: dict[str, torch.Size]) -> dict[str, Tensor] | None:

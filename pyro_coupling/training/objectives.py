@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ESTIMATORS", "reverse_kl_backward"]
+__all__ = ["ESTIMATORS", "reverse_kl", "reverse_kl_backward"]
 
 import math
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..targets import Target, log_prob_and_score
 from ..transforms import Bijection
+from .distribution import Ranks
 
 _POWERS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
 _LEAST_ESS = 0.65
@@ -18,9 +19,31 @@ ESTIMATORS = ("path", "stl", "total")
 
 
 def reverse_kl_backward(
-    flow: Bijection, target: Target, z: Tensor, estimator: str = "path", covering: bool = False
+    flow: Bijection,
+    target: Target,
+    z: Tensor,
+    estimator: str = "path",
+    covering: bool | Tensor = False,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Adds the gradient of KL(flow || target), estimated from base noise z, to the parameters' ``.grad``.
+
+    Arguments and result as for `reverse_kl`; the result is the log weights alone.
+    """
+    log_weights, outputs, forces = reverse_kl(flow, target, z, estimator, covering, ranks)
+    torch.autograd.backward(outputs, forces)
+    return log_weights
+
+
+def reverse_kl(
+    flow: Bijection,
+    target: Target,
+    z: Tensor,
+    estimator: str = "path",
+    covering: bool | Tensor = False,
+    ranks: Ranks | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What the gradient of KL(flow || target) comes from: outputs of the flow, and the force on each.
 
     With x the flow's sample and q its density:
 
@@ -42,10 +65,12 @@ def reverse_kl_backward(
         z: Standard normal base noise, ``(n, dim)``.
         estimator: One of the above.
         covering: Whether to weight samples, not for ``"total"``.
+        ranks: Processes that each take their part of the samples; their gradients have to be added up.
 
     Returns:
-        Log weights ``log p(x) - log q(x)``, ``(n,)``; ``-inf`` for samples that were left out because
-        the target or its gradient is not finite there.
+        Log weights ``log p(x) - log q(x)``, ``(n,)``, ``-inf`` for samples that were left out because
+        the target or its gradient is not finite there; outputs that depend on the parameters; forces of the
+        same shapes. The gradient is the vector-Jacobian product of the outputs with the forces.
 
     Reference:
         Roeder, Wu, Duvenaud. Sticking the landing. NeurIPS 2017.
@@ -53,6 +78,8 @@ def reverse_kl_backward(
         Tucker, Lawson, Gu, Maddison. Doubly reparameterized gradient estimators for Monte Carlo objectives.
         ICLR 2019.
     """
+    ranks = ranks or Ranks()
+    n, z = len(z), ranks.part(z)
     if estimator == "path":
         x, log_det, score_q = flow.forward_and_score(z, -z)
     else:
@@ -62,19 +89,23 @@ def reverse_kl_backward(
     log_q = -0.5 * z.square().sum(-1) - 0.5 * z.size(-1) * math.log(2 * math.pi) - log_det.detach()
     good = log_p.isfinite() & log_q.isfinite() & samples.isfinite().all(-1)
     log_weights = torch.where(good, log_p - log_q, -torch.inf)
-    scale = (
-        _covering_weights(log_weights)
-        if covering and estimator != "total"
-        else good.to(x.dtype) / good.sum().clamp(min=1)
-    )
+    log_weights = ranks.gather(log_weights, n)
+    weights = ranks.part(_weights(log_weights, covering if estimator != "total" else False))
     if estimator == "total":
-        torch.autograd.backward([x, log_det], [-score_p * scale.unsqueeze(-1), -scale])
-    else:
-        if estimator == "stl":
-            score_q = _score_backwards(flow, samples)
-        force = torch.where(good.unsqueeze(-1), (score_q - score_p) * scale.unsqueeze(-1), 0.0)
-        torch.autograd.backward([x], [force])
-    return log_weights
+        return log_weights, [x, log_det], [-score_p * weights.unsqueeze(-1), -weights]
+    if estimator == "stl":
+        score_q = _score_backwards(flow, samples)
+    force = torch.where(good.unsqueeze(-1), (score_q - score_p) * weights.unsqueeze(-1), 0.0)
+    return log_weights, [x], [force]
+
+
+def _weights(log_weights: Tensor, covering: bool | Tensor) -> Tensor:
+    """Weights of the good samples that sum to one: equal, or covering ones."""
+    good = log_weights.isfinite()
+    equal = good.to(log_weights.dtype) / good.sum().clamp(min=1)
+    if covering is False:
+        return equal
+    return torch.where(torch.as_tensor(covering, device=good.device), _covering_weights(log_weights), equal)
 
 
 def _covering_weights(log_weights: Tensor) -> Tensor:
@@ -84,8 +115,9 @@ def _covering_weights(log_weights: Tensor) -> Tensor:
     # masked after the product: a stand-in number for -inf would outweigh good samples of very low density
     tempered = torch.softmax(torch.where(good, powers.unsqueeze(-1) * log_weights, -torch.inf), -1)
     ess = 1 / (tempered.square().sum(-1) * good.sum())
-    first = int((ess >= _LEAST_ESS).to(torch.uint8).argmax())
-    return tempered[first]
+    # the index stays a tensor: a step without a branch on numbers can be recorded
+    first = (ess >= _LEAST_ESS).to(torch.uint8).argmax(0, keepdim=True)
+    return tempered.index_select(0, first).squeeze(0)
 
 
 def _score_backwards(flow: Bijection, samples: Tensor) -> Tensor:

@@ -17,8 +17,11 @@ from torch import Tensor
 from ..diagnostics import relative_ess
 from ..targets import Target
 from ..transforms import Bijection
-from .objectives import ESTIMATORS, reverse_kl_backward
+from .distribution import Ranks
+from .interrupts import PostponedInterrupt
+from .objectives import ESTIMATORS
 from .schedule import Schedule
+from .steps import GradientStep
 
 _WINDOW = 200  # steps over which progress is judged
 _CLIP = 10.0
@@ -71,7 +74,7 @@ class Trainer:
     """Fits a flow to a target by the reverse Kullback-Leibler divergence, with Adam.
 
     While the step size decays, samples of large importance weight count more, which draws the flow over the
-    target's tails: ``covering`` in `objectives.reverse_kl_backward`.
+    target's tails: ``covering`` in `objectives.reverse_kl`.
 
     Samples at which the target is not finite are left out and counted; a step without a finite gradient
     is skipped; the gradient norm is clipped. The parameters of the result are a running average over the
@@ -80,15 +83,17 @@ class Trainer:
     Args:
         flow: Base noise to sample; its parameters are trained in place.
         target: The density.
-        num_particles: Samples in each step.
+        num_particles: Samples in each step, over all ranks.
         learning_rate: Peak step size.
-        estimator: Gradient estimator, see `objectives.reverse_kl_backward`.
+        estimator: Gradient estimator, see `objectives.reverse_kl`.
         max_steps: Largest number of steps.
         max_seconds: Longest time.
-        generator: Source of randomness.
+        generator: Source of randomness. All ranks need the same, in the same state.
+        ranks: The processes that train together, see `distribution.joined_ranks`; this one alone if not given.
+        compile: Whether to compile the step, see `steps.GradientStep`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or there are fewer particles than ranks.
     """
 
     def __init__(
@@ -102,6 +107,8 @@ class Trainer:
         max_steps: int = 50_000,
         max_seconds: float = math.inf,
         generator: torch.Generator | None = None,
+        ranks: Ranks | None = None,
+        compile: bool = False,
     ) -> None:
         for name, value in (("num_particles", num_particles), ("learning_rate", learning_rate),
                             ("max_steps", max_steps), ("max_seconds", max_seconds)):  # fmt: skip
@@ -109,6 +116,10 @@ class Trainer:
                 raise ValueError(f"Trainer: {name} must be positive, got {value}")
         if estimator not in ESTIMATORS:
             raise ValueError(f"Trainer: estimator must be one of {ESTIMATORS}, got {estimator!r}")
+        self.ranks = ranks or Ranks()
+        if num_particles < self.ranks.size:
+            raise ValueError(f"Trainer: num_particles must be at least 1 for each of {self.ranks.size} ranks, "
+                             f"got {num_particles}")  # fmt: skip
         self.flow = flow
         self.target = target
         self.num_particles = num_particles
@@ -116,6 +127,7 @@ class Trainer:
         self.estimator = estimator
         self.generator = generator or torch.Generator(device=target.device)
         self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
+        self.gradient_step = GradientStep(flow, target, estimator, compile, self.ranks)
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
         self.averages = [p.detach().clone() for p in self.parameters]
         self.last: list[Tensor] = []  # the optimiser's own parameters, once a run has put the average in their place
@@ -124,7 +136,7 @@ class Trainer:
         self.recent: deque[Tensor] = deque(maxlen=_WINDOW)
 
     def run(self, watch: Callable[[TrainingState], Any] | None = None) -> TrainingRecord:
-        """Trains until the end. A KeyboardInterrupt ends it early and keeps what was learned.
+        """Trains until the end. Ctrl-C ends it after the step that it is in, and keeps what was learned.
 
         Args:
             watch: Called after every step.
@@ -132,14 +144,18 @@ class Trainer:
         began = time.monotonic() - self.record.seconds
         self.last = []
         try:
-            while True:
-                self.record.seconds = seconds = time.monotonic() - began
-                if self.schedule.over(self.record.num_steps, seconds):
-                    break
-                self._step(seconds)
-                self.record.seconds = time.monotonic() - began
-                if watch is not None:
-                    watch(self.state())
+            with PostponedInterrupt() as interrupt:
+                while True:
+                    seconds, interrupted = self.ranks.agree(time.monotonic() - began, interrupt.seen)
+                    self.record.seconds = seconds
+                    if self.schedule.over(self.record.num_steps, seconds):
+                        break
+                    if interrupted:
+                        raise KeyboardInterrupt
+                    self._step(seconds)
+                    self.record.seconds = time.monotonic() - began
+                    if watch is not None:
+                        watch(self.state())
             self.record.stopped_by = self._reason()
         except KeyboardInterrupt:
             self.record.stopped_by = "interrupt"
@@ -165,10 +181,13 @@ class Trainer:
             self.num_particles, self.target.dim,
             dtype=self.target.dtype, device=self.target.device, generator=self.generator,
         )  # fmt: skip
-        self.optimizer.zero_grad(set_to_none=True)
+        if step == 0 and self.ranks.size > 1:  # a layer that is set by the first batch has to see all of it
+            with torch.no_grad():
+                self.flow.forward_and_log_det(z)
         # early on weights are too uneven to say anything of the tails
         covering = self.schedule.decay_began is not None
-        log_weights = reverse_kl_backward(self.flow, self.target, z, self.estimator, covering)
+        log_weights = self.gradient_step(z, covering, step)
+        self.ranks.add([p.grad for p in self.parameters if p.grad is not None])
         self.clip_and_step()
         record.skipped_samples += int((~log_weights.isfinite()).sum())
         record.num_steps += 1

@@ -2,55 +2,36 @@
 
 from __future__ import annotations
 
-__all__ = ["GaussianStart", "warm_start"]
+__all__ = ["METHODS", "warm_start"]
 
+import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..targets import Target, log_prob_and_score
+from .gaussians import LARGEST_DENSE, Gaussian, GaussianStart, LowRankStart
 from .lockstep import Path, minimize_in_lockstep
+from .low_rank import low_rank_along, low_rank_init, low_rank_laplace
 
 METHODS = ("pathfinder", "laplace", "init")
-_LARGEST_DENSE = 1000
-_ITERATES_SCORED = 40
-_DRAWS, _DRAWS_FINAL = 10, 300
+_DRAWS = 10
 
 
-@dataclass(frozen=True)
-class GaussianStart:
-    """A Gaussian approximation of a target.
+class _Effort(NamedTuple):
+    """How closely the paths are looked at."""
 
-    Attributes:
-        loc: Mean, ``(dim,)``.
-        scale_tril: Cholesky factor of the covariance, ``(dim, dim)``.
-        elbo: Evidence lower bound in nats, -inf if unknown or hopeless.
-        source: Where it comes from: ``"pathfinder"``, ``"laplace"`` or ``"init"``.
-    """
+    spread: int  # Gaussians spread over a path
+    last: int  # and at its end
+    final_draws: int  # from each of the best
 
-    loc: Tensor
-    scale_tril: Tensor
-    elbo: float
-    source: str
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n draws ``(n, dim)`` and their log densities ``(n,)``."""
-        z = torch.randn(n, len(self.loc), dtype=self.loc.dtype, device=self.loc.device, generator=generator)
-        x = self.loc + z @ self.scale_tril.mT
-        return x, -0.5 * z.square().sum(-1) + self._log_normalizer()
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density at points ``(n, dim)``."""
-        z = torch.linalg.solve_triangular(self.scale_tril.mT, x - self.loc, upper=True, left=False)
-        return -0.5 * z.square().sum(-1) + self._log_normalizer()
-
-    def _log_normalizer(self) -> Tensor:
-        return -self.scale_tril.diagonal().log().sum() - 0.5 * len(self.loc) * math.log(2 * math.pi)
+_THOROUGH, _FRUGAL = _Effort(40, 6, 300), _Effort(10, 3, 100)
 
 
 def warm_start(
@@ -62,7 +43,7 @@ def warm_start(
     generator: torch.Generator | None = None,
     max_evaluations: int = 2000,
     max_seconds: float = math.inf,
-) -> list[GaussianStart]:
+) -> list[Gaussian]:
     """Gaussian approximations of a target, the best by ELBO first.
 
     Optimisers run from ``initial`` and from random points in [-2, 2]^dim. ``"pathfinder"`` scores a
@@ -84,8 +65,8 @@ def warm_start(
 
     Reference:
         Zhang, Carpenter, Gelman, Vehtari. Pathfinder: parallel quasi-Newton variational inference.
-        JMLR 2022. Here with the inverse Hessian of the whole path in dense form, and a line search with
-        Wolfe conditions (SciPy's L-BFGS-B).
+        JMLR 2022. Here with a line search with Wolfe conditions (SciPy's L-BFGS-B), and up to 500 dimensions
+        with the inverse Hessian of the whole path in dense form.
     """
     if method not in METHODS:
         raise ValueError(f"warm_start must be one of {METHODS}, got {method!r}")
@@ -96,9 +77,7 @@ def warm_start(
         return time.monotonic() - began > max_seconds
 
     dim = target.dim
-    fallback = GaussianStart(
-        initial, 0.1 * torch.eye(dim, dtype=initial.dtype, device=initial.device), -math.inf, "init"
-    )
+    fallback = _around(initial)
     if method == "init":
         return [fallback]
     half = torch.rand(num_starts // 2, dim, dtype=initial.dtype, device=initial.device, generator=generator)
@@ -106,18 +85,22 @@ def warm_start(
     # in mirror pairs, so that of two modes on either side of the centre neither is left out by chance
     starts = torch.cat([initial.unsqueeze(0), initial + away, initial - away])[:num_starts]
     paths = minimize_in_lockstep(_as_numpy(target), starts.double().cpu().numpy(), max_evaluations, out_of_time)
-
-    candidates: list[list[GaussianStart]] = [[] for _ in paths]
-    if method == "pathfinder":
-        for found, path in zip(candidates, paths, strict=True):
-            found += _score(target, _along(path, initial), _DRAWS, generator)[:2]
     ends = [torch.as_tensor(path.points[-1]).to(initial) if path.points else initial for path in paths]
-    for k in _distinct(target, ends):
-        if dim <= _LARGEST_DENSE and not (out_of_time() and any(candidates)):
-            laplace = _laplace(target, ends[k])
+    distinct = _distinct(target, ends)
+
+    dense, effort = (True, _THOROUGH) if dim <= LARGEST_DENSE else (False, _FRUGAL)
+    candidates: list[list[Gaussian]] = [[] for _ in paths]
+    if method == "pathfinder":
+        # where a draw is dear, a second path to the same place is not looked at
+        for k in range(len(paths)) if dense else distinct:
+            if dense or not (out_of_time() and any(candidates)):
+                candidates[k] += _best(target, _along(paths[k], initial, effort), _DRAWS, generator, keep=2)
+    for k in distinct:
+        if not (out_of_time() and any(candidates)):
+            laplace = _laplace(target, ends[k]) if dense else _low_rank_laplace(target, paths[k], ends[k], generator)
             if laplace is not None:
                 candidates[k].append(laplace)
-    best = [_score(target, found, _DRAWS_FINAL, generator)[:1] for found in candidates]
+    best = [_best(target, found, effort.final_draws, generator, keep=1) for found in candidates]
     ranked = sorted([b[0] for b in best if b and b[0].elbo > -math.inf], key=lambda s: -s.elbo)
     return _apart(ranked) or [fallback]
 
@@ -130,24 +113,33 @@ def _as_numpy(target: Target) -> Callable[[np.ndarray], tuple[np.ndarray, np.nda
     return value_and_gradient
 
 
-def _along(path: Path, like: Tensor) -> list[GaussianStart]:
-    """Gaussians along a path: at an iterate, and one quasi-Newton step further on."""
-    if len(path.points) < 2:
-        return []
+def _around(point: Tensor, width: float = 0.1) -> Gaussian:
+    if len(point) > LARGEST_DENSE:
+        return low_rank_init(point, width)
+    return GaussianStart(point, torch.diag(torch.full_like(point, width)), -math.inf, "init")
+
+
+def _along(path: Path, like: Tensor, effort: _Effort) -> Iterator[Gaussian]:
+    """Gaussians along a path, few enough of them to be scored."""
     last = len(path.points) - 1
-    early = np.linspace(1, last, min(last, _ITERATES_SCORED)).round().astype(int)
-    wanted = set(early.tolist()) | set(range(max(1, last - 5), last + 1))
-    found: list[GaussianStart] = []
+    if last < 1:
+        return iter(())
+    spread = np.linspace(1, last, min(last, effort.spread)).round().astype(int)
+    wanted = set(spread.tolist()) | set(range(max(1, last + 1 - effort.last), last + 1))
+    return (_dense_along if len(like) <= LARGEST_DENSE else low_rank_along)(path, wanted, like)
+
+
+def _dense_along(path: Path, steps: Container[int], like: Tensor) -> Iterator[GaussianStart]:
+    """Gaussians at steps of a path: at the iterate, and one quasi-Newton step further on."""
     for step, covariance in _inverse_hessians(path):
-        if step not in wanted:
+        if step not in steps:
             continue
         root, info = torch.linalg.cholesky_ex(torch.as_tensor(covariance))
         if int(info) != 0 or not bool(root.isfinite().all()):
             continue
         point = path.points[step]
         for loc in (point, point - covariance @ path.gradients[step]):
-            found.append(GaussianStart(torch.as_tensor(loc).to(like), root.to(like), -math.inf, "pathfinder"))
-    return found
+            yield GaussianStart(torch.as_tensor(loc).to(like), root.to(like), -math.inf, "pathfinder")
 
 
 def _inverse_hessians(path: Path):
@@ -170,25 +162,24 @@ def _inverse_hessians(path: Path):
             yield step, matrix
 
 
-def _score(target: Target, found: list[GaussianStart], draws: int, generator: torch.Generator) -> list[GaussianStart]:
-    """The same Gaussians with their ELBO, best first."""
-    scored: list[GaussianStart] = []
-    for start in _in_chunks(found, max(1, 512 // draws)):
-        drawn = [gaussian.sample(draws, generator) for gaussian in start]
+def _best(
+    target: Target, found: Iterable[Gaussian], draws: int, generator: torch.Generator, keep: int
+) -> list[Gaussian]:
+    """The best of some Gaussians with their ELBO, best first; few of them live at a time."""
+    kept: list[Gaussian] = []
+    remaining = iter(found)
+    while chunk := list(itertools.islice(remaining, max(1, 512 // draws))):
+        drawn = [gaussian.sample(draws, generator) for gaussian in chunk]
         with torch.no_grad():
-            log_p = target.log_prob(torch.cat([x for x, _ in drawn])).reshape(len(start), draws)
+            log_p = target.log_prob(torch.cat([x for x, _ in drawn])).reshape(len(chunk), draws)
         log_ratio = log_p - torch.stack([log_q for _, log_q in drawn])
-        for gaussian, row in zip(start, log_ratio, strict=True):
+        for gaussian, row in zip(chunk, log_ratio, strict=True):
             finite = row[row.isfinite()]
             # a Gaussian that often leaves the model's domain is no start; a stray draw may
             elbo = finite.mean().item() if len(finite) >= 0.9 * draws else -math.inf
-            scored.append(GaussianStart(gaussian.loc, gaussian.scale_tril, elbo, gaussian.source))
-    return sorted(scored, key=lambda s: -s.elbo)
-
-
-def _in_chunks(items: list, size: int):
-    for i in range(0, len(items), size):
-        yield items[i : i + size]
+            kept.append(gaussian.with_elbo(elbo))
+        kept = sorted(kept, key=lambda s: -s.elbo)[:keep]
+    return kept
 
 
 def _distinct(target: Target, ends: list[Tensor]) -> list[int]:
@@ -245,6 +236,12 @@ def _laplace(target: Target, point: Tensor, max_iterations: int = 25) -> Gaussia
     return GaussianStart(point, scale_tril, -math.inf, "laplace")
 
 
+def _low_rank_laplace(target: Target, path: Path, end: Tensor, generator: torch.Generator) -> LowRankStart | None:
+    """Gaussian at the mode near the end of a path, in the units that the path suggests."""
+    last = next(low_rank_along(path, {len(path.points) - 1}, end), None)
+    return low_rank_laplace(target, end, torch.ones_like(end) if last is None else last.scale, generator)
+
+
 def _score_and_hessian(target: Target, point: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradient and Hessian of the log density, the latter from one batched second backward pass."""
     dim = len(point)
@@ -265,15 +262,11 @@ def _score_and_hessian(target: Target, point: Tensor) -> tuple[Tensor, Tensor | 
     return score, hessian if bool(hessian.isfinite().all() and score.isfinite().all()) else None
 
 
-def _apart(ranked: list[GaussianStart]) -> list[GaussianStart]:
+def _apart(ranked: list[Gaussian]) -> list[Gaussian]:
     """Drops a Gaussian that lies within another, better one: the same mode."""
-    kept: list[GaussianStart] = []
+    kept: list[Gaussian] = []
     for start in ranked:
         gap = 3 * math.sqrt(len(start.loc))
-        away = all(
-            torch.linalg.solve_triangular(k.scale_tril, (start.loc - k.loc).unsqueeze(-1), upper=False).norm() > gap
-            for k in kept
-        )
-        if away:
+        if all(k.whiten(start.loc.unsqueeze(0)).norm() > gap for k in kept):
             kept.append(start)
     return kept

@@ -1,6 +1,6 @@
 """Bijections: the coupling layer and its parts, what stands around it, and helpers in Pyro's convention."""
 
-from .affine import DiagonalAffine, LowerTriangularAffine
+from .affine import DiagonalAffine, LowerTriangularAffine, LowRankAffine
 from .base import Bijection
 from .chain import Chain
 from .coupling import Coupling
@@ -62,6 +62,7 @@ __all__ = [
     "LearnedPermutation",
     "LinearRationalSpline",
     "LogisticMixture",
+    "LowRankAffine",
     "LowerTriangularAffine",
     "MaskedPartition",
     "OnSlice",

@@ -496,7 +496,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(monkeypatch, tmp_path):
 
 def test_the_checkpoint_of_another_model_is_refused(tmp_path):
     fit(location_scale, Y, checkpoint=tmp_path / "run", max_steps=1)
-    with pytest.raises(ValueError, match="belongs to another model or flow"):
+    with pytest.raises(ValueError, match=r"belongs to another run: .*'theta'"):
         fit(groups, Y, checkpoint=tmp_path / "run", max_steps=1)
 
 

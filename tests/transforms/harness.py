@@ -22,6 +22,7 @@ from pyro_coupling.transforms import (
     Coupling,
     DiagonalAffine,
     LowerTriangularAffine,
+    LowRankAffine,
     Partition,
     Permutation,
     RationalQuadraticSpline,
@@ -85,6 +86,12 @@ def _lower_triangular() -> LowerTriangularAffine:
     return LowerTriangularAffine(torch.randn(3), torch.randn(3, 3).tril(-1) + torch.diag(torch.rand(3) + 0.5))
 
 
+def _low_rank() -> LowRankAffine:
+    basis, core = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64))  # orthonormal to all digits of a check
+    core = core.mT.tril(-1) + torch.diag(core.diagonal().abs() + 0.5)
+    return LowRankAffine(torch.randn(5).double(), torch.rand(5).double() + 0.5, basis, core)
+
+
 def _chain() -> Chain:
     parts = [coupling(halves(3)), Permutation([2, 0, 1]), coupling(~halves(3), SPLINE), DiagonalAffine(torch.ones(3))]
     return Chain(parts)
@@ -119,6 +126,8 @@ CASES: dict[str, Callable[[], Bijection]] = {
     "diagonal-affine-scalar": lambda: DiagonalAffine(torch.tensor(1.0), torch.tensor(2.0)),
     "lower-triangular-affine": _lower_triangular,
     "lower-triangular-affine-1": lambda: LowerTriangularAffine(torch.zeros(1)),
+    "low-rank-affine": _low_rank,
+    "low-rank-affine-none": lambda: LowRankAffine(torch.zeros(3)),
     "chain": _chain,
     "chain-nested": lambda: Chain([_chain(), _chain().inv]),
     "chain-context": lambda: Chain([coupling(halves(3), context_dim=2), Permutation.reverse(3), _chain()]),
@@ -126,6 +135,7 @@ CASES: dict[str, Callable[[], Bijection]] = {
     "inverse-context": lambda: coupling(halves(4), context_dim=2).inv,
     "inverse-permutation": lambda: Permutation([1, 2, 0]).inv,
     "inverse-lower-triangular": lambda: _lower_triangular().inv,
+    "inverse-low-rank": lambda: _low_rank().inv,
     "inverse-chain": lambda: _chain().inv,
     "additive_coupling": lambda: additive_coupling(4, HIDDEN),
     "affine_coupling": lambda: affine_coupling(5, HIDDEN, scale=ClampScale()),

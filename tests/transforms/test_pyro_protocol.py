@@ -19,6 +19,7 @@ from pyro_coupling.transforms import (
     Coupling,
     DiagonalAffine,
     LowerTriangularAffine,
+    LowRankAffine,
     Permutation,
     Shift,
     additive_coupling,
@@ -457,6 +458,10 @@ INVALID = [
     (lambda: Permutation([0, 1], event_shape=(3,)), ValueError, "event_shape"),
     (lambda: DiagonalAffine(torch.zeros(2), torch.zeros(2)), ValueError, "scale"),
     (lambda: LowerTriangularAffine(torch.zeros(2), torch.ones(3, 3)), ValueError, "scale_tril"),
+    (lambda: LowRankAffine(torch.zeros(2), torch.zeros(2)), ValueError, "scale"),
+    (lambda: LowRankAffine(torch.zeros(2), basis=torch.ones(2)), ValueError, r"basis must be \(dim, rank\)"),
+    (lambda: LowRankAffine(torch.zeros(2), basis=torch.ones(2, 1)), ValueError, "basis .* orthonormal"),
+    (lambda: LowRankAffine(torch.zeros(2), basis=torch.eye(2), core=-torch.eye(2)), ValueError, "core"),
     (lambda: halves((2, 3), dim=-3), ValueError, "dim"),
 ]
 
