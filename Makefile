@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 EVALUATION ?= ../shared/evaluation
 SECONDS ?= 60
 SEED ?= 0
+SPEED_FILES := --json benchmarks/results/speed.json --markdown benchmarks/results/speed.md
 # Small matrices run fastest on one thread; the tests run in two processes instead.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: demo test lint evaluate bench docs clean
+.PHONY: demo test lint evaluate bench bench-accuracy docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,9 +39,13 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	touch $@
 
-# Beside the step time: accuracy and memory, each a script that can be run alone. An hour in all.
+# Time and memory beside other packages, in less than 20 minutes; with QUICK=1 a few lines of the table in two.
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick,$(SPEED_FILES))
+	$(BIN)/python benchmarks/step_time.py $(if $(QUICK),--steps 50)
+
+# Rounding errors, gradients, fits: each a script that can be run alone. An hour in all.
+bench-accuracy: $(VENV)/.bench
 	$(BIN)/python benchmarks/round_trip.py --json benchmarks/results/round_trip.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/planar_kl.py --json benchmarks/results/planar_kl.json
