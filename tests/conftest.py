@@ -1,4 +1,6 @@
-"""Every test starts from the same seed, an empty parameter store and the default dtype."""
+"""Every test starts from the same seed, an empty parameter store, the default dtype and Python's own Ctrl-C."""
+
+import signal
 
 import pyro
 import pytest
@@ -11,6 +13,7 @@ settings.load_profile("pyro_coupling")
 
 @pytest.fixture(autouse=True)
 def fresh_state():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have been told to ignore it
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     dtype = torch.get_default_dtype()

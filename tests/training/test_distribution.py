@@ -54,6 +54,7 @@ def first_batch(ranks):
 
 def interrupted_steps(ranks):
     """Steps until rank 1 alone was interrupted at its fifth."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have been told to ignore it
     run = trainer(ranks, max_steps=100)
 
     def watch(state):
