@@ -9,7 +9,8 @@ import torch
 
 from pyro_coupling import flows
 from pyro_coupling.targets import PyroTarget
-from pyro_coupling.training import ESTIMATORS
+from pyro_coupling.training import ESTIMATORS, steps
+from pyro_coupling.training.recording import record
 from pyro_coupling.training.steps import GradientStep
 
 Y = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -179,3 +180,31 @@ def test_a_factorisation_that_fails_for_one_sample_costs_that_sample_only():
     for _ in range(20):
         step(far, False, LATE)
     assert step.mode == "ordinary" and "fail" in step.reason
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_ordinary_one():
+    target = PyroTarget(hierarchical, (Y,))
+    flow = flow_of(target.dim)
+    step = GradientStep(flow, target, "path", compile=True)
+    z = torch.randn(20, target.dim, dtype=torch.float64)
+    found = step(z, True, LATE)
+    gradients = {name: p.grad.clone() for name, p in flow.named_parameters()}
+    assert step.mode == "compiled"
+    torch.testing.assert_close(found, GradientStep(flow, target, "path")(z, True, 0), rtol=1e-8, atol=1e-8)
+    for name, parameter in flow.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_where_there_is_no_compiler_a_step_is_recorded_and_a_warning_says_so(monkeypatch):
+    def without_compiler(function, inputs, compile):
+        if compile:
+            raise RuntimeError("no C++ compiler")
+        return record(function, inputs)
+
+    monkeypatch.setattr(steps, "record", without_compiler)
+    target = PyroTarget(hierarchical, (Y,))
+    step = GradientStep(flow_of(target.dim), target, "path", compile=True)
+    with pytest.warns(UserWarning, match=r"can't be compiled: RuntimeError: no C\+\+ compiler"):
+        step(torch.randn(20, target.dim, dtype=torch.float64), False, LATE)
+    assert step.mode == "recorded"
