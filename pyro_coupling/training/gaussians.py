@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["LARGEST_DENSE", "Gaussian", "GaussianStart", "LowRankStart"]
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor
 LARGEST_DENSE = 500
 
 
-class Gaussian:
+class Gaussian(ABC):
     """What a warm start is asked for: ``x = loc + root(z)`` of standard normal z, and back.
 
     Attributes:
@@ -51,15 +52,17 @@ class Gaussian:
         """Log density at points ``(n, dim)``."""
         return -0.5 * self.whiten(x).square().sum(-1) + self._log_normalizer()
 
+    @abstractmethod
     def whiten(self, x: Tensor) -> Tensor:
         """The standard normals z that make the points ``(n, dim)``, ``(n, dim)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _color(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The root of the covariance times each row of z, ``(n, dim)``."""
 
+    @abstractmethod
     def _log_det(self) -> Tensor:
-        raise NotImplementedError
+        """Logarithm of the root's determinant."""
 
     def _log_normalizer(self) -> Tensor:
         return -self._log_det() - 0.5 * len(self.loc) * math.log(2 * math.pi)

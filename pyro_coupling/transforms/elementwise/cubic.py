@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...registry import register
 from ._bins import edges, find, fraction, pick, sizes
+from ._rational_quadratic_kernel import relative_root
 from ._solve import solve_increasing
 from ._spline import Spline
-from .rational_quadratic import relative_root
 
 _STEPS = 6
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["BoundedRationalQuadraticSpline", "RationalQuadraticSpline", "relative_root"]
+__all__ = ["BoundedRationalQuadraticSpline", "RationalQuadraticSpline"]
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ...registry import register
-from ._rational_quadratic_kernel import Knots, rational_quadratic, relative_root
+from ._rational_quadratic_kernel import Knots, rational_quadratic
 from ._spline import SplineSettings
 
 
