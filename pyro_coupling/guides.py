@@ -54,6 +54,8 @@ class AutoCouplingFlow(AutoContinuous):
         warm_start: ``"pathfinder"``, ``"laplace"`` or ``"init"`` (the initial point and standard
             deviations of 0.1), see `training.warm_start`.
         num_starts: Optimisation paths of the warm start.
+        compile: Whether to compile the flow, see `transforms.Chain`. `FlowVI` compiles whole training steps instead,
+            by a setting of its own.
 
     Raises:
         ValueError: For a model it can't serve, with what to do instead: see `targets.structure`.
@@ -80,6 +82,7 @@ class AutoCouplingFlow(AutoContinuous):
         init_loc_fn: Callable = init_to_center,
         warm_start: str = "pathfinder",
         num_starts: int = 8,
+        compile: bool = False,
     ) -> None:
         if not callable(model):
             raise TypeError(f"AutoCouplingFlow: model must be callable, got {type(model).__name__}")
@@ -99,6 +102,7 @@ class AutoCouplingFlow(AutoContinuous):
         self._plain_model = (model,)
         self.warm_start = warm_start
         self.num_starts = num_starts
+        self._compile = compile
 
     def setup(
         self,
@@ -169,7 +173,8 @@ class AutoCouplingFlow(AutoContinuous):
                 f"AutoCouplingFlow: flow must be a bijection of ({dim},) without context, found event shape "
                 f"{tuple(flow.event_shape)} and a context of shape {tuple(flow.context_shape)}"
             )
-        self.transform = Chain([flow, _outer(like.new_zeros(dim))]).to(dtype=like.dtype, device=like.device)
+        chain = Chain([flow, _outer(like.new_zeros(dim))], compile=self._compile)
+        self.transform = chain.to(dtype=like.dtype, device=like.device)
 
     @property
     def latents(self) -> dict[str, tuple[int, ...]]:

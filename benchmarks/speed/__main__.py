@@ -6,8 +6,10 @@ units, splines of 8 bins on [-5, 5], float32. The floor is what cannot be saved:
 training with their backward pass and the same fused Adam. Operations: a sample and its log density (slq), log_prob
 (lp), a step on the reverse Kullback-Leibler divergence from a standard normal (rkl), a step on the likelihood (mle).
 Everything runs on the same cores, as many as there are threads. Then the memory of one mle step, by live tensors.
+Ours compiled (compile=True) is one more column with --compiled; its compilation, a minute or two a cell, comes on top.
 
     python -m benchmarks.speed [--quick] [--threads 2] [--cells 'affine/*/rkl'] [--json FILE] [--markdown FILE]
+    python -m benchmarks.speed --compiled --only pyro_coupling flowjax --cells 'rational-quadratic/*' --layers
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import torch
 
 from ..memory import LiveMemory
 from .cells import CELLS, KINDS, Cell, Sample, timed
-from .contenders import CONTENDERS, ours
+from .contenders import COMPILED, CONTENDERS, ours
 from .operations import build, check, data, floor, loss_of, operation
 from .table import markdown
 
@@ -91,16 +93,20 @@ def take_turns(contenders: dict[str, Callable[[int], list[Sample]]], end: float)
     return samples
 
 
-def measure(cell: Cell, seconds: float, flowjax: Flowjax | None) -> dict[str, dict[str, float]]:
+def measure(cell: Cell, seconds: float, names: list[str], flowjax: Flowjax | None) -> dict[str, dict[str, float]]:
     """Milliseconds, with quartiles, and what else there is to know of each contender."""
     end = time.perf_counter() + seconds
     runs = {"floor": partial(timed, floor(cell))}
     facts: dict[str, dict[str, float]] = {"floor": {"products": 1.0}}
-    for name, make in CONTENDERS.items():
-        flow = build(make, cell)
-        facts[name] = {"products": check(make, cell), "parameters": sum(p.numel() for p in flow.module.parameters())}
+    for name in names:
+        flow = build(CONTENDERS[name], cell)
+        checked = ours if name == COMPILED else CONTENDERS[name]  # products can't be counted in compiled code
+        facts[name] = {"products": check(checked, cell), "parameters": sum(p.numel() for p in flow.module.parameters())}
         runs[name] = partial(timed, operation(cell, flow))
-    facts["floor"]["parameters"] = facts["pyro_coupling"]["parameters"]
+        if name == COMPILED:
+            facts[name]["compilation"] = max(wall for wall, _ in runs[name](2)) / 1e3
+            end += facts[name]["compilation"]
+    facts["floor"]["parameters"] = facts[names[0]]["parameters"]
     if flowjax:
         facts["flowjax"] = {"parameters": flowjax.make(cell)}
         runs["flowjax"] = flowjax.timed
@@ -114,7 +120,9 @@ def measure(cell: Cell, seconds: float, flowjax: Flowjax | None) -> dict[str, di
 def memory(cell: Cell) -> dict[str, float]:
     """Megabytes of live tensors at the peak of the cell's loss and its backward pass."""
     peaks = {}
-    for name, make in {**CONTENDERS, "pyro_coupling, checkpoint": partial(ours, checkpoint=True)}.items():
+    contenders = CONTENDERS | {"pyro_coupling, checkpoint": partial(ours, checkpoint=True)}
+    del contenders[COMPILED]  # what it stores is out of sight
+    for name, make in contenders.items():
         flow, x = build(make, cell), data(cell)
         with LiveMemory([x, *flow.module.parameters(), *flow.module.buffers()]) as live:
             loss_of(cell, flow, x).backward()
@@ -146,6 +154,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help=f"for everything; {MINUTES:g}, or {QUICK_MINUTES:g} if quick")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cells", nargs="+", help="patterns of kind/D.../B.../operation")
+    parser.add_argument("--only", nargs="+", help="names of packages; all if not given")
+    parser.add_argument("--compiled", action="store_true", help="ours compiled as well")
     parser.add_argument("--layers", type=int, nargs="*", help="for memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -155,16 +165,19 @@ def main() -> None:
     cells = chosen(options.cells or (QUICK if options.quick else ["*"]))
     minutes = options.minutes or (QUICK_MINUTES if options.quick else MINUTES)
 
-    flowjax = Flowjax() if find_spec("flowjax") else None
+    names = [name for name in CONTENDERS if name != COMPILED and name in (options.only or CONTENDERS)]
+    names += [COMPILED] * options.compiled
+    flowjax = Flowjax() if find_spec("flowjax") and "flowjax" in (options.only or ["flowjax"]) else None
     peaks = [
         {"kind": kind, "layers": count, "megabytes": memory(Cell(kind, 64, 4096, "mle", count))}
         for kind in KINDS
         for count in layers
     ]
-    rows, shares = [], sum(cell.share for cell in cells)
+    rows, shares, end = [], sum(cell.share for cell in cells), began + 60 * minutes
     for cell in cells:
-        left = 60 * minutes - (time.perf_counter() - began)
-        rows.append({**asdict(cell), "contenders": measure(cell, left * cell.share / shares, flowjax)})
+        seconds = (end - time.perf_counter()) * cell.share / shares
+        rows.append({**asdict(cell), "contenders": measure(cell, seconds, names, flowjax)})
+        end += rows[-1]["contenders"].get(COMPILED, {}).get("compilation", 0.0)
         shares -= cell.share
         medians = {name: facts["median"] for name, facts in rows[-1]["contenders"].items()}
         print(f"{cell.name}: " + ", ".join(f"{name} {median:.3g}" for name, median in medians.items()), flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["markdown"]
 
 from .cells import KINDS, OPERATIONS
-from .contenders import PEERS
+from .contenders import COMPILED, PEERS
 
 
 def markdown(results: dict) -> str:
@@ -32,15 +32,21 @@ def _label(row: dict) -> str:
 
 
 def _ratios(rows: list[dict]) -> str:
-    """Every contender by the floor, and the fastest torch peer by ours."""
+    """Every contender by the floor, and the fastest torch peer by ours; seconds of compilation, where there was one."""
     names = [name for name in rows[0]["contenders"] if name != "floor"]
+    peers = [name for name in PEERS if name in names]
+    heads = ["cell", *names] + ["best torch peer / ours"] * bool(peers) + ["compilation (s)"] * (COMPILED in names)
     lines = []
     for row in rows:
         medians = {name: facts["median"] for name, facts in row["contenders"].items()}
-        best = min(PEERS, key=medians.get)
-        ahead = f"{medians[best] / medians['pyro_coupling']:.2f} ({best})"
-        lines.append([_label(row), *(f"{medians[name] / medians['floor']:.2f}" for name in names), ahead])
-    return _table(["cell", *names, "best torch peer / ours"], lines)
+        line = [_label(row), *(f"{medians[name] / medians['floor']:.2f}" for name in names)]
+        if peers:
+            best = min(peers, key=medians.get)
+            line.append(f"{medians[best] / medians['pyro_coupling']:.2f} ({best})")
+        if COMPILED in names:
+            line.append(f"{row['contenders'][COMPILED]['compilation']:.0f}")
+        lines.append(line)
+    return _table(heads, lines)
 
 
 def _milliseconds(rows: list[dict]) -> str:

@@ -39,6 +39,7 @@ def wave_glow(
     seed: int = 0,
     reversible: bool = False,
     checkpoint: bool = False,
+    compile: bool = False,
 ) -> Bijection:
     """WaveGlow: groups of samples as channels, 1x1 convolutions, affine couplings with dilated convolutions.
 
@@ -58,6 +59,7 @@ def wave_glow(
         seed: Of the random rotations of the 1x1 convolutions.
         reversible: See `transforms.Chain`.
         checkpoint: See `transforms.Chain`.
+        compile: See `transforms.Chain`.
 
     Reference:
         Prenger, Valle, Catanzaro. WaveGlow: a flow-based generative network for speech synthesis.
@@ -106,7 +108,8 @@ def wave_glow(
     squeeze = Squeeze((1, num_samples), group)
     whole: Bijection = Chain(
         [Reshape(num_samples, (1, num_samples)), squeeze, layers(group, 0), squeeze.inv]
-        + [Reshape((1, num_samples), num_samples)]
+        + [Reshape((1, num_samples), num_samples)],
+        compile=compile,
     )
     if len(context) == 2:
         whole = WithContext(whole, _spectrogram_encoder(context[0], hidden_channels, time // context[1]), context)

@@ -47,6 +47,7 @@ def real_nvp_image(
     learned_prior: bool = True,
     reversible: bool = False,
     checkpoint: bool = False,
+    compile: bool = False,
 ) -> Bijection:
     """RealNVP for images: checkerboard couplings, squeeze, channel couplings, half factored out, again.
 
@@ -66,6 +67,7 @@ def real_nvp_image(
             or a standard one.
         reversible: See `transforms.Chain`; concerns the chain of each scale.
         checkpoint: See `transforms.Chain`.
+        compile: See `transforms.Chain`; the whole flow is compiled at once.
 
     Reference:
         Dinh, Sohl-Dickstein, Bengio. Density estimation using Real NVP. ICLR 2017.
@@ -80,12 +82,13 @@ def real_nvp_image(
     elementwise = Affine(scale or TanhScale())
 
     def at_scale(shape: Sequence[int], scales: int, context: tuple[int, ...]) -> Bijection:
+        outermost = compile and scales == num_scales
         boards = [
             _coupling(MaskedPartition(checkerboard(shape, phase % 2)), make, elementwise, context)
             for phase in range(4 if scales == 1 else 3)
         ]
         if scales == 1:
-            return Chain(boards, reversible=reversible, checkpoint=checkpoint)
+            return Chain(boards, reversible=reversible, checkpoint=checkpoint, compile=outermost)
 
         def squeezed(shape: Sequence[int], context: tuple[int, ...]) -> list[Bijection]:
             half = shape[0] // 2
@@ -98,7 +101,7 @@ def real_nvp_image(
             return parts
 
         inner = _between_squeezes(squeezed, shape, context, {"reversible": reversible, "checkpoint": checkpoint})
-        return Chain([inner, *boards], reversible=reversible, checkpoint=checkpoint)
+        return Chain([inner, *boards], reversible=reversible, checkpoint=checkpoint, compile=outermost)
 
     shape, context = _image_shapes(event_shape, num_scales - 1, num_scales, context_dim)
     return at_scale(shape, num_scales, context)
@@ -118,6 +121,7 @@ def glow(
     seed: int = 0,
     reversible: bool = False,
     checkpoint: bool = False,
+    compile: bool = False,
 ) -> Bijection:
     """Glow: at each scale squeeze, steps of actnorm, 1x1 convolution and affine coupling, half factored out.
 
@@ -138,6 +142,7 @@ def glow(
         seed: Of the random rotations they start from.
         reversible: See `transforms.Chain`; concerns the chain of each scale.
         checkpoint: See `transforms.Chain`.
+        compile: See `transforms.Chain`; the whole flow is compiled at once.
 
     Reference:
         Kingma, Dhariwal. Glow: generative flow with invertible 1x1 convolutions. NeurIPS 2018.
@@ -170,7 +175,8 @@ def glow(
                 parts.append(ActNorm(shape, dim=-3))
             return parts
 
-        return _between_squeezes(squeezed, shape, context, {"reversible": reversible, "checkpoint": checkpoint})
+        settings = {"reversible": reversible, "checkpoint": checkpoint, "compile": compile and scales == num_scales}
+        return _between_squeezes(squeezed, shape, context, settings)
 
     shape, context = _image_shapes(event_shape, num_scales, num_scales, context_dim)
     return at_scale(shape, num_scales, context)
@@ -190,7 +196,7 @@ def _between_squeezes(
     make: Callable[[Sequence[int], tuple[int, ...]], list[Bijection]],
     shape: Sequence[int],
     context: tuple[int, ...],
-    memory: dict[str, bool],
+    settings: dict[str, bool],
 ) -> Bijection:
     """What ``make`` builds at half the resolution, squeezed before and unsqueezed after.
 
@@ -198,9 +204,9 @@ def _between_squeezes(
     """
     squeeze = Squeeze(shape)
     if len(context) < 2:
-        return Chain([squeeze, *make(squeeze.output_shape, context), squeeze.inv], **memory)
+        return Chain([squeeze, *make(squeeze.output_shape, context), squeeze.inv], **settings)
     smaller = (context[0], context[1] // 2, context[2] // 2)
-    inner = Chain([squeeze, *make(squeeze.output_shape, smaller), squeeze.inv], **memory)
+    inner = Chain([squeeze, *make(squeeze.output_shape, smaller), squeeze.inv], **settings)
     encoder = nn.Sequential(Squeeze(context), OverBatch(nn.Conv2d(4 * context[0], context[0], 1), 3))
     return WithContext(inner, encoder, context)
 

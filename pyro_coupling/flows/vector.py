@@ -56,7 +56,7 @@ def nice(
             followed by its complement), ``seed`` (of the random masks), ``activation``, ``separate``,
             ``both`` (move the part that stays as well, by a map that depends on nothing), ``linear`` (put a
             learned linear map before each coupling), ``outer_affine`` (end in a learned location and scale;
-            True), ``reversible`` and ``checkpoint`` (see `transforms.Chain`).
+            True), ``reversible``, ``checkpoint`` and ``compile`` (see `transforms.Chain`).
 
     Reference:
         Dinh, Krueger, Bengio. NICE: non-linear independent components estimation. 2014.
@@ -174,8 +174,10 @@ def circular_spline(
     linear_bound: float = 5.0,
     seed: int = 0,
     activation: Callable[[], nn.Module] = nn.SiLU,
+    outer_affine: bool = True,
     reversible: bool = False,
     checkpoint: bool = False,
+    compile: bool = False,
 ) -> Chain:
     """Spline couplings of angles, which may stand beside ordinary numbers.
 
@@ -193,8 +195,11 @@ def circular_spline(
         linear_bound: Half-width of the splines of the dimensions that are no angles.
         seed: Of the random masks.
         activation: Makes an activation module.
+        outer_affine: End in a rotation of each circle, and a learned location and scale of the other dimensions;
+            without it none leaves the interval of its splines.
         reversible: See `transforms.Chain`.
         checkpoint: See `transforms.Chain`.
+        compile: See `transforms.Chain`.
 
     Reference:
         Rezende, Papamakarios, Racaniere, Albergo, Kanwar, Shanahan, Cranmer. Normalizing flows on tori
@@ -227,10 +232,10 @@ def circular_spline(
         if any(read):
             network = nn.Sequential(PeriodicFeatures(len(read), bound, read), network)
         parts.append(Coupling(partition, network, maps, context_dim))
-    if not all(angles):
+    if outer_affine and not all(angles):
         maps = PerFeature([circle if angle else Affine(TanhScale(8.0)) for angle in angles])
         parts.append(Coupling([False] * size, mlp(0, maps.num_params, size), maps))
-    return Chain(parts, reversible=reversible, checkpoint=checkpoint)
+    return Chain(parts, reversible=reversible, checkpoint=checkpoint, compile=compile)
 
 
 def _couplings(
@@ -248,6 +253,7 @@ def _couplings(
     outer_affine: bool = True,
     reversible: bool = False,
     checkpoint: bool = False,
+    compile: bool = False,
 ) -> Chain:
     shape = as_shape(input_dim, "input_dim")
     _check_sizes(num_layers, context_dim)
@@ -283,7 +289,7 @@ def _couplings(
         parts.append(Permutation(order.argsort(), shape))  # every entry back in its place: the start is the identity
     if outer_affine:
         parts.append(DiagonalAffine(torch.zeros(shape)))
-    return Chain(parts, reversible=reversible, checkpoint=checkpoint)
+    return Chain(parts, reversible=reversible, checkpoint=checkpoint, compile=compile)
 
 
 def _keep_signals(network: MLP) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..diagnostics import log_evidence, pareto_smooth, relative_ess
 from ..guides import AutoCouplingFlow
 from ..targets import PyroTarget
-from ..training import Trainer, TrainingRecord
+from ..training import Trainer, TrainingRecord, TrainingState
 from ..training.distribution import joined_ranks
 from ..training.threads import suitable_threads
 from .assessment import assess, missed_mass
@@ -71,9 +71,11 @@ class FlowVI:
             bit as if it had not been stopped; one that was finished is not trained any more.
         compile: Whether to compile the training step with inductor. That takes half a minute or more, once
             for a model, and pays in long runs; without a C++ compiler there is a warning, and nothing changes.
+        callback: Called after every training step with a `training.TrainingState`, for logging of one's own. An
+            exception that it raises ends the run.
 
     Raises:
-        TypeError: If ``model`` is not callable or ``guide`` is no `AutoCouplingFlow`.
+        TypeError: If ``model`` or ``callback`` is not callable or ``guide`` is no `AutoCouplingFlow`.
         ValueError: If a number is out of range.
 
     Example:
@@ -101,9 +103,12 @@ class FlowVI:
         progress: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
         compile: bool = False,
+        callback: Callable[[TrainingState], Any] | None = None,
     ) -> None:
         if not callable(model):
             raise TypeError(f"FlowVI: model must be callable, got {type(model).__name__}")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"FlowVI: callback must be callable, got {type(callback).__name__}")
         if guide is not None and not isinstance(guide, AutoCouplingFlow):
             raise TypeError(f"FlowVI: guide must be an AutoCouplingFlow, got {type(guide).__name__}")
         for name, number in (("num_particles", num_particles), ("max_steps", max_steps)):
@@ -120,6 +125,7 @@ class FlowVI:
         self.progress = progress
         self.checkpoint = checkpoint
         self.compile = compile
+        self.callback = callback
         self.seed = seed
         self.record = TrainingRecord()
         self.target: PyroTarget | None = None
@@ -209,9 +215,11 @@ class FlowVI:
                 compile=self.compile,
             )
 
-        def watch(state: Any) -> None:
+        def watch(state: TrainingState) -> None:
             line.update(state)
             session.save_if_due(trainer)
+            if self.callback is not None:
+                self.callback(state)
 
         trainer = session.start(target, guide, set_up, make_trainer)
         self.record = trainer.run(watch)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
@@ -43,7 +45,8 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], 
         >>> record(slope, [torch.zeros(1)])(torch.tensor([torch.pi]))
         [tensor([-1.])]
     """
-    recorded = make_fx(lambda *tensors: list(function(*tensors)), decomposition_table=_SHARED_SIGMOID)(*inputs)
+    with tracing(TracingContext(FakeTensorMode())):  # or every operation would make a mode of its own, for its shape
+        recorded = make_fx(lambda *tensors: list(function(*tensors)), decomposition_table=_SHARED_SIGMOID)(*inputs)
     graph = recorded.graph
     _drop_copies_of_names(graph)
     num_checks = _return_checks(graph)

@@ -132,6 +132,7 @@ class Trainer:
         self.averages = [p.detach().clone() for p in self.parameters]
         self.last: list[Tensor] = []  # the optimiser's own parameters, once a run has put the average in their place
         self.schedule = Schedule(max_steps, max_seconds)
+        self.may_decay = True  # a subclass of several phases decays in the last one alone
         self.record = TrainingRecord()
         self.recent: deque[Tensor] = deque(maxlen=_WINDOW)
 
@@ -184,9 +185,7 @@ class Trainer:
         if step == 0 and self.ranks.size > 1:  # a layer that is set by the first batch has to see all of it
             with torch.no_grad():
                 self.flow.forward_and_log_det(z)
-        # early on weights are too uneven to say anything of the tails
-        covering = self.schedule.decay_began is not None
-        log_weights = self.gradient_step(z, covering, step)
+        log_weights = self.gradients(z, seconds)
         self.ranks.add([p.grad for p in self.parameters if p.grad is not None])
         self.clip_and_step()
         record.skipped_samples += int((~log_weights.isfinite()).sum())
@@ -194,6 +193,12 @@ class Trainer:
         self.recent.append(log_weights)
         if record.num_steps % _WINDOW == 0:
             self._judge(seconds)
+
+    def gradients(self, z: Tensor, seconds: float) -> Tensor:
+        """Sets the parameters' gradients from base noise; returns the log weights of its samples, ``(n,)``."""
+        # early on weights are too uneven to say anything of the tails
+        covering = self.schedule.decay_began is not None
+        return self.gradient_step(z, covering, self.record.num_steps)
 
     def clip_and_step(self) -> None:
         """Clips the gradients, takes the optimiser's step and moves the running average."""
@@ -216,7 +221,7 @@ class Trainer:
         record.elbo.append(finite.mean().item() if len(finite) else -math.inf)
         record.ess.append(relative_ess(log_weights))
         variance = finite.var().item() if len(finite) > 1 else math.inf
-        if variance < 0.02 or self._stalled():
+        if self.may_decay and (variance < 0.02 or self._stalled()):
             self.schedule.begin_decay(record.num_steps, seconds)
 
     def _stalled(self) -> bool:

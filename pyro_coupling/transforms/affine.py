@@ -29,6 +29,8 @@ class DiagonalAffine(Bijection):
         tensor([4., 6.], grad_fn=<AddcmulBackward0>)
     """
 
+    stores_little = True
+
     loc: Tensor
     scale: Tensor
 
@@ -90,6 +92,8 @@ class LowerTriangularAffine(Bijection):
         >>> y.tolist(), round(log_det.item(), 4)
         ([2.0, 2.0], 0.6931)
     """
+
+    stores_little = True
 
     loc: Tensor
     scale_tril: Tensor
@@ -174,6 +178,8 @@ class LowRankAffine(Bijection):
         >>> y.tolist(), round(log_det.exp().item(), 4)
         ([4.0, 3.0], 12.0)
     """
+
+    stores_little = True
 
     loc: Tensor
     scale: Tensor

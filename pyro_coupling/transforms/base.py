@@ -116,6 +116,8 @@ class Bijection(TransformModule, ConditionalTransformModule):
     bijective = True
     #: Whether a second pass in training mode repeats the first, which reversible backpropagation needs.
     repeatable = True
+    #: Whether backward needs about as little as the input, so that checkpoints leave it to a neighbour.
+    stores_little = False
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from torch.distributions import constraints
 
 from ..registry import register
 from .base import Bijection
-from .reversible import Step, checkpointed, in_function_transform, reversible_sweep
+from .compiled import CompiledSweeps, Sweep
+from .reversible import Step, checkpointed_sweep, in_function_transform, reversible_sweep, sweep
 
 
 @register(
@@ -30,22 +31,28 @@ class Chain(Bijection):
     Log-determinants are added up as the sweep goes, so value and log-determinant cost one pass.
 
     Training stores what every part needs for its backward pass, which grows with depth. Two settings
-    trade that for a second pass over each part. ``checkpoint`` keeps the input of each part and runs the
-    part again. ``reversible`` keeps the two ends of the chain only and rebuilds the inputs by inversion,
-    from the last part to the first; where rounding has made that inexact (a watch compares the rebuilt
-    first input with the true one) the gradient is computed again from the true input, a warning says so,
-    and the chain checkpoints from then on. Neither changes a value; gradients of both are once
-    differentiable, and under ``torch.func`` and ``torch.compile`` both run as an ordinary chain.
+    trade that for a second pass over each part. ``checkpoint`` keeps the input of each part (parts that store
+    little share one with the part after them) and runs the part again. ``reversible`` keeps the two ends of the
+    chain only and rebuilds the inputs by inversion, from the last part to the first; where rounding has made that
+    inexact (a watch compares the rebuilt first input with the true one) the gradient is computed again from the
+    true input, a warning says so, and the chain checkpoints from then on. Neither changes a value; gradients of
+    both are once differentiable, and under ``torch.func`` and ``torch.compile`` both run as an ordinary chain.
+
+    With ``compile`` inductor compiles the sweep in each direction when it is called the second time with inputs of
+    the same shape and kind, which takes a minute or more and grows with depth. Values and gradients are the same up
+    to rounding; where there is no compiler a warning tells, and the chain runs as an ordinary one. The setting is
+    not saved with a flow: ``Chain([flow], compile=True)`` compiles one that was loaded.
 
     Args:
         bijections: At least one `Bijection`, the output of each of the shape that the next one takes.
         reversible: Memory that does not grow with depth, by inversion in the backward pass.
         checkpoint: Memory for one input a part, by running each part twice.
+        compile: Time, by compiled sweeps.
 
     Raises:
         TypeError: If a part is not a `Bijection`.
-        ValueError: If there is no part, if event shapes or context shapes do not agree, if both settings
-            are chosen, or if ``reversible`` meets dropout or batch norm, which no second pass repeats.
+        ValueError: If there is no part, if event shapes or context shapes do not agree, if two settings are
+            chosen, or if ``reversible`` or ``compile`` meets dropout or batch norm, which no second pass repeats.
 
     Reference:
         Gomez, Ren, Urtasun, Grosse. The reversible residual network. NeurIPS 2017.
@@ -60,7 +67,14 @@ class Chain(Bijection):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    def __init__(self, bijections: Iterable[Bijection], *, reversible: bool = False, checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        bijections: Iterable[Bijection],
+        *,
+        reversible: bool = False,
+        checkpoint: bool = False,
+        compile: bool = False,
+    ) -> None:
         parts = list(bijections)
         for part in parts:
             if not isinstance(part, Bijection):
@@ -88,8 +102,12 @@ class Chain(Bijection):
         self.reversible = reversible
         self.checkpoint = checkpoint
         self._drifted = False
-        if reversible:
-            self._refuse_unrepeatable()
+        self._compiled = CompiledSweeps() if compile else None
+        for setting, chosen in (("reversible", reversible), ("compile", compile)):
+            if chosen:
+                self._refuse_unrepeatable(setting)
+        if compile and any(isinstance(m, Chain) and (m.reversible or m.checkpoint) for m in self.modules()):
+            raise ValueError("Chain: compile=True stores what every part needs, against reversible and checkpoint")
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
@@ -100,12 +118,10 @@ class Chain(Bijection):
         return self[-1].codomain
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._sweep([(p, p.forward_and_log_det, p.inverse_and_log_det) for p in self], x, context)
+        return self._run(Chain._forwards, x, context)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._sweep(
-            [(p, p.inverse_and_log_det, p.forward_and_log_det) for p in reversed(list(self))], y, context
-        )
+        return self._run(Chain._backwards, y, context)
 
     def forward_and_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
@@ -121,15 +137,22 @@ class Chain(Bijection):
             y, total = self.forward_and_log_det(x, context)
         return y, total, score
 
+    def _run(self, direction: Sweep, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return direction(self, x, context) if self._compiled is None else self._compiled(direction, self, x, context)
+
+    def _forwards(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._sweep([(p, p.forward_and_log_det, p.inverse_and_log_det) for p in self], x, context)
+
+    def _backwards(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._sweep(
+            [(p, p.inverse_and_log_det, p.forward_and_log_det) for p in reversed(list(self))], y, context
+        )
+
     def _sweep(self, steps: list[Step], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         frugal = self._saves_memory(x)
         if frugal and self.reversible and not self._drifted:
             return reversible_sweep(steps, x, context, self._give_up_reversal)
-        total = x.new_zeros(())
-        for step in steps:
-            x, log_det = checkpointed(step, x, context) if frugal else step[1](x, context)
-            total = total + log_det
-        return x, total
+        return (checkpointed_sweep if frugal else sweep)(steps, x, context)
 
     def _saves_memory(self, x: Tensor) -> bool:
         wanted = (self.reversible or self.checkpoint) and torch.is_grad_enabled()
@@ -138,14 +161,20 @@ class Chain(Bijection):
     def _give_up_reversal(self) -> None:
         self._drifted = True
 
-    def _refuse_unrepeatable(self) -> None:
+    def _refuse_unrepeatable(self, setting: str) -> None:
+        why = "rebuilds activations by inversion" if setting == "reversible" else "may run parts again in backward"
+        instead = "; use checkpoint=True" if setting == "reversible" else ""
         for module in self.modules():
             dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             if dropout or not getattr(module, "repeatable", True):
                 raise ValueError(
-                    f"Chain: reversible=True rebuilds activations by inversion, which {type(module).__name__} does not "
-                    "allow in training; use checkpoint=True"
+                    f"Chain: {setting}=True {why}, which {type(module).__name__} does not allow in training{instead}"
                 )
+
+    @property
+    def compiled(self) -> bool:
+        """Whether sweeps are compiled."""
+        return self._compiled is not None
 
     @property
     def drifted(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..nn import Constant
 from ..registry import register
 from .base import Bijection
 from .elementwise import Elementwise
@@ -71,6 +72,7 @@ class Coupling(Bijection):
         self.partition = partition
         self.conditioner = conditioner
         self.elementwise = elementwise.restricted_to(partition.moving_entries)
+        self.stores_little = isinstance(conditioner, Constant)
         self._check_context_layout()
         self._try_conditioner()
 

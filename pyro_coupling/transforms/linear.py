@@ -71,6 +71,8 @@ def _outside_autocast(method: Callable) -> Callable:
 class _Linear(AlongDim):
     """``y = W x`` along ``dim``. A subclass gives W, its log-determinant, and a way to solve."""
 
+    stores_little = True
+
     weight: Tensor
 
     @_outside_autocast

@@ -49,6 +49,8 @@ class ActNorm(AlongDim):
         (True, 1.0)
     """
 
+    stores_little = True
+
     loc: Tensor
     scale: Tensor
     initialised: Tensor

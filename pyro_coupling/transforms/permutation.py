@@ -34,6 +34,8 @@ class Permutation(Bijection):
         torch.Size([4])
     """
 
+    stores_little = True
+
     permutation: Tensor
     inverse_permutation: Tensor
 

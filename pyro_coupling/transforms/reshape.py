@@ -18,6 +18,8 @@ from .partitions import as_shape
 class _Layout(Bijection):
     """The same entries in another layout, log-determinant zero."""
 
+    stores_little = True
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = x.shape[: x.dim() - len(self.event_shape)]
         return self._forwards(x, batch), x.new_zeros(batch)

@@ -1,11 +1,11 @@
-"""A sweep over bijections that stores its two ends only and rebuilds the rest by inversion in backward."""
+"""Sweeps over bijections: the plain one, and two that store less and compute the rest again in backward."""
 
 from __future__ import annotations
 
-__all__ = ["Step", "checkpointed", "in_function_transform", "reversible_sweep"]
+__all__ = ["Step", "checkpointed_sweep", "in_function_transform", "reversible_sweep", "sweep"]
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,15 +36,44 @@ def reversible_sweep(
     return _ReversibleSweep.apply(steps, on_drift, x, context, *parameters)
 
 
-def checkpointed(step: Step, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Runs one step, keeps its input alone, and runs it again in backward, with the same dropout."""
-    module, method, _ = step
-    versions = [p._version for p in module.parameters()]
+def sweep(steps: Iterable[Step], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Runs the steps one after another and adds up their log-determinants."""
+    total = x.new_zeros(())
+    for _, step, _ in steps:
+        x, log_det = step(x, context)
+        total = total + log_det
+    return x, total
+
+
+def checkpointed_sweep(steps: list[Step], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Like `sweep`, but keeps the input of each segment alone, and runs the segment again in backward."""
+    total = x.new_zeros(())
+    for segment in _segments(steps):
+        x, log_det = _checkpointed(segment, x, context)
+        total = total + log_det
+    return x, total
+
+
+def _segments(steps: list[Step]) -> Iterator[list[Step]]:
+    """Neighbours that are run again together: a part that stores little goes with the one that follows."""
+    segment: list[Step] = []
+    for step in steps:
+        segment.append(step)
+        if not step[0].stores_little:
+            yield segment
+            segment = []
+    if segment:
+        yield segment
+
+
+def _checkpointed(steps: list[Step], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    parameters = [p for module, _, _ in steps for p in module.parameters()]
+    versions = [p._version for p in parameters]
 
     def run(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if [p._version for p in module.parameters()] != versions:
+        if [p._version for p in parameters] != versions:
             raise RuntimeError("a parameter was modified between forward and backward, the gradient would be wrong")
-        return method(x, context)
+        return sweep(steps, x, context)
 
     return checkpoint(run, x, context, use_reentrant=False)
 
@@ -59,10 +88,7 @@ class _ReversibleSweep(torch.autograd.Function):
     def forward(
         ctx: Any, steps: list[Step], on_drift: Callable, x: Tensor, context: Tensor | None, *parameters: Tensor
     ):
-        y, total = x, x.new_zeros(())
-        for _, step, _ in steps:
-            y, log_det = step(y, context)
-            total = total + log_det
+        y, total = sweep(steps, x, context)
         if y is x:  # of identities only; autograd asks for an output of its own
             y = y.clone()
         ctx.save_for_backward(x, context, y, *parameters)

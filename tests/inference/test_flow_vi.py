@@ -500,6 +500,20 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path):
         fit(groups, Y, checkpoint=tmp_path / "run", max_steps=1)
 
 
+def test_a_callback_sees_every_step_and_may_end_the_run():
+    steps = []
+    fit(groups, Y, max_steps=5, callback=lambda state: steps.append((state.step, len(state.log_weights))))
+    assert [step for step, _ in steps] == [1, 2, 3, 4, 5] and steps[0][1] == 128
+
+    def refuse(state):
+        raise LookupError(f"step {state.step}")
+
+    with pytest.raises(LookupError, match="step 1"):
+        fit(groups, Y, callback=refuse)
+    with pytest.raises(TypeError, match="callback must be callable, got int"):
+        FlowVI(groups, callback=3)
+
+
 def test_progress_goes_to_stderr(capfd):
     FlowVI(normal_mean, max_steps=3, seed=0, progress=True).run(Y)
     out, err = capfd.readouterr()

@@ -106,6 +106,12 @@ def test_memory_of_a_reversible_chain_does_not_grow_with_depth():
     assert frugal[0] == frugal[1] <= 3 * x.nbytes
 
 
+def test_checkpoints_store_one_input_for_a_coupling_and_what_stands_before_it():
+    x = torch.randn(1000, 4, dtype=torch.float64)
+    chain = Chain(parts(8), checkpoint=True)  # a permutation after each coupling
+    assert live_bytes(chain, x) == 9 * x.nbytes  # the last permutation stands alone
+
+
 def test_the_watch_falls_back_to_exact_gradients_and_says_so():
     # scales of exp(-12): what is squeezed so far below what is added to it can't be had back in float32
     built = parts(6, elementwise=Affine(ClampScale(-12.0, 12.0)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import register
+from ._bins import squash
 
 
 class Scale(ABC):
@@ -42,7 +43,7 @@ class TanhScale(Scale):
         _require("TanhScale", "bound", self.bound, 0 < self.bound < math.inf, "positive and finite")
 
     def log_scale(self, raw: Tensor) -> Tensor:
-        return self.bound * torch.tanh(raw / self.bound)
+        return squash(raw, self.bound)
 
 
 @register
