@@ -15,6 +15,7 @@ nb_execution_mode = "off"
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "code"
+napoleon_use_ivar = True  # or attributes that are annotated in a class would be described twice
 suppress_warnings = ["myst.header"]
 
 

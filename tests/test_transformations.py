@@ -97,3 +97,15 @@ def test_autocast_gives_finite_log_determinants(make, dtype):
     # bfloat16 keeps 8 bits: two or three digits in each entry
     assert torch.allclose(z.float(), exact[0], rtol=0.05, atol=0.1)
     assert torch.allclose(log_density.float(), exact[1], rtol=0.05, atol=1.0)
+
+
+@pytest.mark.parametrize("name", ["nice", "real_nvp", "circular_spline", "real_nvp_image"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_networks_alone_are_of_few_digits(name, dtype):
+    # no linear maps among their layers: a round trip runs the same networks on the same numbers
+    flow, x, context = built(RECIPES[name], 3, torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        y, log_det = flow.forward_and_log_det(x, context)
+        back, inverse_log_det = flow.inverse_and_log_det(y, context)
+    assert y.dtype == log_det.dtype == torch.float32
+    assert torch.allclose(back, x, atol=1e-4) and torch.allclose(log_det, -inverse_log_det, atol=1e-3)

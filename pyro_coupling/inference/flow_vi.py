@@ -19,9 +19,9 @@ from ..guides import AutoCouplingFlow
 from ..targets import PyroTarget
 from ..training import Trainer, TrainingRecord, TrainingState
 from ..training.distribution import joined_ranks
+from ..training.progress import ProgressLine
 from ..training.threads import suitable_threads
 from .assessment import assess, missed_mass
-from .progress import ProgressLine
 from .saving import load_fit, save_fit
 from .session import Session
 

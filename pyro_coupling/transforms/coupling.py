@@ -116,7 +116,10 @@ class Coupling(Bijection):
         features = self.partition.show(staying)
         if context is not None and self.context_shape:
             features = self._with_context(features, context)
-        return self.partition.read(self.conditioner(features), self.elementwise.num_params)
+        answer = self.conditioner(features)
+        # a network that autocast has run in bfloat16 leaves the map itself in the precision of the input
+        answer = answer.to(torch.promote_types(answer.dtype, staying.dtype))
+        return self.partition.read(answer, self.elementwise.num_params)
 
     def _with_context(self, features: Tensor, context: Tensor) -> Tensor:
         """Appends context to the channels, at every position where it has none of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Step", "checkpointed_sweep", "in_function_transform", "reversible_sweep", "sweep"]
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 #: A module with parameters, its map, and the inverse of that; both return value and log-determinant.
 Step = tuple[nn.Module, Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor]]]
+
+_STORED = 16  # by a coupling for backward, in units of its input; about
 
 
 def reversible_sweep(
@@ -55,13 +58,21 @@ def checkpointed_sweep(steps: list[Step], x: Tensor, context: Tensor | None) -> 
 
 
 def _segments(steps: list[Step]) -> Iterator[list[Step]]:
-    """Neighbours that are run again together: a part that stores little goes with the one that follows."""
+    """Neighbours that are run again together: a part that stores little goes with the one that follows.
+
+    n segments keep n inputs, and of one of them all that backward needs: least memory with as many parts in each as
+    the root of their number over what a part stores, in units of its input.
+    """
+    heavy = sum(not module.stores_little for module, _, _ in steps)
+    size = max(1, round(math.sqrt(heavy / _STORED)))
     segment: list[Step] = []
+    found = 0
     for step in steps:
         segment.append(step)
-        if not step[0].stores_little:
+        found += not step[0].stores_little
+        if found == size:
             yield segment
-            segment = []
+            segment, found = [], 0
     if segment:
         yield segment
 

@@ -8,7 +8,7 @@ import time
 import warnings
 
 from ..diagnostics import pareto_smooth, relative_ess
-from ..training import TrainingState
+from .trainer import TrainingState
 
 _INTERVAL = 0.5  # seconds between updates
 
@@ -18,10 +18,12 @@ class ProgressLine:
 
     Args:
         enabled: Whether to show anything at all.
+        name: What stands in front of it.
     """
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, enabled: bool, name: str = "FlowVI") -> None:
         self.enabled = enabled
+        self.name = name
         self._last = 0.0
         self._bar = None
 
@@ -31,7 +33,7 @@ class ProgressLine:
                 warnings.simplefilter("ignore")
                 from tqdm.auto import tqdm
 
-                self._bar = tqdm(total=100, bar_format="FlowVI |{bar:20}| {desc}")
+                self._bar = tqdm(total=100, bar_format=f"{self.name} |{{bar:20}}| {{desc}}")
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,0 +1,30 @@
+"""The flow that a generator uses if it is given none."""
+
+from __future__ import annotations
+
+__all__ = ["default_flow"]
+
+import math
+
+from .. import flows
+from ..transforms import Bijection, Chain
+from .coordinates import InternalCoordinates
+from .energies import Energy
+
+
+def default_flow(energy: Energy, coordinates: Bijection | None, kT: float) -> Chain:
+    """Splines: of the box of internal coordinates, on a base that knows the minimum; of all space otherwise.
+
+    Args:
+        energy: The energy.
+        coordinates: Maps coordinates to configurations; None where these are vectors already.
+        kT: Thermal energy at which training starts.
+    """
+    if isinstance(coordinates, InternalCoordinates):
+        (dim,) = coordinates.event_shape
+        couplings = flows.circular_spline(
+            dim, 12, (128, 128), circular=coordinates.circular, linear_bound=math.pi, outer_affine=False
+        )
+        return Chain([coordinates.informed_base(energy, kT), *couplings])
+    (dim,) = energy.event_shape if coordinates is None else coordinates.event_shape
+    return flows.neural_spline(dim, 8, (64, 64), bound=5.0)

@@ -1,0 +1,45 @@
+"""What the terms of a force field share: a batch of frames with its distances, rows by number, vectors in space."""
+
+from __future__ import annotations
+
+__all__ = ["Frames", "all_pairs", "cross", "length", "take"]
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Frames(NamedTuple):
+    """A batch of conformations, frames last, so that each operation runs along contiguous memory.
+
+    Args:
+        positions: Of the atoms, nm, ``(atoms, 3, frames)``.
+        squared: Squared distances of `all_pairs`, nm^2, ``(pairs, frames)``.
+        inverse: Inverse distances, 1/nm, ``(pairs, frames)``.
+    """
+
+    positions: Tensor
+    squared: Tensor
+    inverse: Tensor
+
+
+def all_pairs(num_atoms: int) -> Tensor:
+    """Every pair of atoms once, the smaller number first, ``(2, pairs)``."""
+    return torch.triu_indices(num_atoms, num_atoms, 1)
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of these numbers. No matrix product does it, which TF32 or autocast would round."""
+    return rows.index_select(0, index.to(rows.device))
+
+
+def length(vectors: Tensor) -> Tensor:
+    """Lengths of vectors ``(n, 3, frames)``, ``(n, frames)``, with gradient zero at zero."""
+    return vectors.square().sum(1).clamp_min(1e-24).sqrt()
+
+
+def cross(a: Tensor, b: Tensor) -> Tensor:
+    """Vector products of ``(n, 3, frames)``; faster with its gradient than torch's own."""
+    (a1, a2, a3), (b1, b2, b3) = a.unbind(1), b.unbind(1)
+    return torch.stack([a2 * b3 - a3 * b2, a3 * b1 - a1 * b3, a1 * b2 - a2 * b1], 1)
