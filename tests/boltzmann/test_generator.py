@@ -2,16 +2,19 @@
 
 import functools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from pyro_coupling import flows
-from pyro_coupling.boltzmann import BoltzmannGenerator
+from pyro_coupling.boltzmann import BoltzmannGenerator, InternalCoordinates, from_xml
 from pyro_coupling.boltzmann.energies import DW4, Energy, ManyWell
 from pyro_coupling.boltzmann.phases import Cooling, Replay, log_density, resampled
 from pyro_coupling.boltzmann.target import BoltzmannTarget
 from pyro_coupling.transforms import DiagonalAffine
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 class Springs(Energy):
@@ -124,6 +127,26 @@ def test_particles_keep_their_centre():
     positions = generator.sample(100).positions
     assert positions.shape == (100, 4, 2) and positions.dtype == torch.float64
     assert positions.mean(1).abs().max() < 1e-12
+
+
+def test_a_molecule_from_its_force_field():
+    lines = (FIXTURES / "alanine_dipeptide.pdb").read_text().splitlines()
+    atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
+    reference = 0.1 * torch.tensor([[float(line[i : i + 8]) for i in (30, 38, 46)] for line in atoms])
+    energy = from_xml(FIXTURES / "aldp_ff96_obc1_system.xml")
+    coordinates = InternalCoordinates(reference.double(), energy.bonds)
+    settings = {"num_particles": 16, "buffer_size": 200, "num_rungs": 2, "seed": 0, "progress": False}
+    generator = BoltzmannGenerator(energy, temperature=300.0, coordinates=coordinates, **settings).train(max_steps=20)
+    positions, energies, log_weights = generator.sample(500)
+    assert positions.shape == (500, 22, 3) and [round(rung.kT / generator.kT, 3) for rung in generator.rungs] == [2, 1]
+    # an untrained flow on an informed base: most structures are whole molecules
+    assert (energies < 1e4).double().mean() > 0.5 and log_weights.isfinite().double().mean() > 0.9
+    # the weight of a structure that was moved and turned, from the density of the flow there
+    turned = positions[:, :, [1, 2, 0]] + 0.3
+    volume = coordinates.inverse_and_log_det(turned)[1]  # minus the log of the volume element
+    again = -energies / generator.kT - volume - generator.log_prob(turned)
+    good = log_weights.isfinite() & (energies < 1e4)
+    assert ((again - log_weights)[good].abs() < 0.05 * (1 + log_weights[good].abs())).double().mean() > 0.95
 
 
 def test_resampling_draws_in_proportion_to_the_weights():
