@@ -6,7 +6,7 @@ of the result) are read every 20 steps; the run ends as soon as their ESS reache
 are timed: on the model, and on a density that costs nothing. "rest" is what these do not account for: Python, the
 ordinary steps before the recording, the recording itself. NUTS is Pyro's, one chain.
 
-    python benchmarks/time_to_ess.py --root ../shared/evaluation [--nuts 400] [--json FILE] [POSTERIOR ...]
+    python benchmarks/time_to_ess.py --root ../shared/evaluation [--nuts 400] [--json FILE] [--markdown FILE] [NAME ...]
 
 "seconds" is from the call of run, warm start included; "NUTS" is the time to the same least bulk ESS over all latents
 as ``--nuts`` says, and to as many as FlowVI's 4000 draws are worth, extrapolated from the draws that fit into
@@ -103,7 +103,7 @@ def step_parts(vi: FlowVI) -> dict:
     whole = _median_ms(lambda: on_model.gradient_step(z, False, RECORDED))
     flow_ms = _median_ms(lambda: on_nothing.gradient_step(z, False, RECORDED))
     return {
-        "step": on_model.gradient_step.mode, "flow_ms": flow_ms, "model_ms": whole - flow_ms,
+        "step": on_model.gradient_step.mode, "flow_ms": flow_ms, "model_ms": max(0.0, whole - flow_ms),
         "optimizer_ms": _median_ms(on_model.clip_and_step),
     }  # fmt: skip
 
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--nuts", type=int, default=0, help="effective draws to run NUTS to; 0 leaves it out")
     parser.add_argument("--nuts-seconds", type=float, default=90.0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     parser.add_argument("--one", choices=("flow", "nuts"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -226,6 +227,8 @@ def main() -> None:
             rows[name] |= json.loads(found[-1][4:])
         print(f"| {name} | " + " | ".join(_cells(rows[name], options.nuts)) + " |", flush=True)
     print("\n" + table(rows, options.nuts))
+    if options.markdown:
+        options.markdown.write_text(table(rows, options.nuts) + "\n")
     if options.json:
         options.json.write_text(json.dumps({"nuts": options.nuts, "rows": rows}, indent=1))
 

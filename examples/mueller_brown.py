@@ -14,7 +14,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from pyro_coupling.boltzmann import BoltzmannGenerator, energies
+from pyro_coupling.boltzmann import BoltzmannGenerator, energies, reweighted
 
 WINDOW = ((-1.7, 1.3), (-0.6, 2.2))
 
@@ -41,8 +41,8 @@ def draw(generator: BoltzmannGenerator, positions: torch.Tensor, path: str) -> N
     figure = Figure((10.5, 3.6), layout="constrained")
     exact_axes, learned_axes, draws_axes = figure.subplots(1, 3, sharey=True)
     for axes, title, height in ((exact_axes, "exact", exact), (learned_axes, "flow", learned)):
-        height = height.clamp(max=12).reshape(200, 200).T
-        image = axes.contourf(*grid, height, levels=24, cmap=matplotlib.colormaps["viridis_r"])
+        height = height.clamp(-3, 12).reshape(200, 200).T
+        image = axes.contourf(*grid, height, levels=torch.linspace(-3, 12, 31), cmap=matplotlib.colormaps["viridis_r"])
         axes.set(title=title, xlabel="x")
     figure.colorbar(image, ax=learned_axes, label="minus log density (nats)")
     draws_axes.scatter(*positions[:2000].T, s=2, alpha=0.4, linewidths=0)
@@ -65,11 +65,12 @@ def main() -> None:
         generator.train(max_seconds=options.seconds)
     draws = generator.sample(20_000)
     found, exact = generator.diagnostics(20_000), energy.log_z(1.0)
-    population = float(draws.log_weights.double().softmax(0)[right(draws.positions)].sum())
+    population = reweighted(right(draws.positions).double(), draws.log_weights)
     print(f"down the ladder, ESS of each step: {', '.join(f'{rung.ess:.2f}' for rung in generator.rungs)}")
     print(f"relative ESS   {found['ess']:.3f}   after {found['num_energies']} energies, {found['seconds']:.0f} s")
     print(f"log Z          {found['log_z']:.4f} +- {found['log_z_se']:.4f}, by quadrature {exact:.4f}")
-    print(f"other basins   {population:.4f}, by quadrature {exact_population(energy, 1.0):.4f}")
+    of_grid = exact_population(energy, 1.0)
+    print(f"other basins   {population.value:.4f} +- {population.standard_error:.4f}, by quadrature {of_grid:.4f}")
     draw(generator, draws.positions, options.output)
     print(f"picture: {options.output}")
 
