@@ -20,7 +20,7 @@ from .checks import check_positive
 from .coordinates import CenterFree
 from .energies import Energy
 from .flows import default_flow
-from .phases import ByEnergy, ByExample, Cooling, Phase, PhasedTrainer, Replay, Rung, log_density
+from .phases import ByEnergy, ByExample, Cooling, Phase, PhasedTrainer, Replay, Rung, drawn, log_density
 from .target import BoltzmannTarget
 
 if TYPE_CHECKING:
@@ -260,9 +260,7 @@ class BoltzmannGenerator:
 
     def _draw(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         target = self.target
-        z = torch.randn(n, target.dim, dtype=target.dtype, device=target.device, generator=self._generator)
-        u, log_det = self.flow.forward_and_log_det(z)
-        log_q = -0.5 * z.square().sum(-1) - 0.5 * target.dim * math.log(2 * math.pi) - log_det
+        u, log_q = drawn(self.flow, target, n, self._generator)
         energy, volume = target.energy_and_volume(u)
         log_weights = volume - energy / target.kT - log_q
         return target.positions(u), energy, torch.where(log_weights.isfinite(), log_weights, -torch.inf)

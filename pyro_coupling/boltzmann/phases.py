@@ -10,6 +10,7 @@ __all__ = [
     "PhasedTrainer",
     "Replay",
     "Rung",
+    "drawn",
     "log_density",
     "resampled",
 ]
@@ -171,10 +172,7 @@ class Replay(ByExample):
     @torch.no_grad()
     def refill(self, target: BoltzmannTarget) -> None:
         """Draws new samples, of the target at some temperature."""
-        noise = (self.buffer_size, target.dim)
-        z = torch.randn(noise, dtype=target.dtype, device=target.device, generator=self.generator)
-        u, log_det = self.flow.forward_and_log_det(z)
-        log_q = -0.5 * z.square().sum(-1) - 0.5 * target.dim * math.log(2 * math.pi) - log_det
+        u, log_q = drawn(self.flow, target, self.buffer_size, self.generator)
         log_p = torch.cat([target.log_prob(part) for part in u.split(target.chunk_size)])
         self.num_energies += len(u)
         log_weights = log_p - log_q
@@ -230,10 +228,21 @@ class Cooling:
         return log_weights
 
 
+def drawn(flow: Bijection, target: BoltzmannTarget, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws of the flow, coordinates ``(n, dim)``, and their log density ``(n,)``."""
+    z = torch.randn(n, target.dim, dtype=target.dtype, device=target.device, generator=generator)
+    u, log_det = flow.forward_and_log_det(z)
+    return u, _log_normal(z) - log_det
+
+
 def log_density(flow: Bijection, u: Tensor) -> Tensor:
     """Log density of the flow, ``(n, dim)`` -> ``(n,)``."""
     z, log_det = flow.inverse_and_log_det(u)
-    return log_det - 0.5 * z.square().sum(-1) - 0.5 * z.size(-1) * math.log(2 * math.pi)
+    return _log_normal(z) + log_det
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    return -0.5 * z.square().sum(-1) - 0.5 * z.size(-1) * math.log(2 * math.pi)
 
 
 def resampled(log_weights: Tensor, n: int, generator: torch.Generator, clipped: float = 0.0) -> Tensor:

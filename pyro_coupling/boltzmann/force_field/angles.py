@@ -7,27 +7,19 @@ __all__ = ["HarmonicAngles"]
 from xml.etree.ElementTree import Element
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .parts import Frames, cross, length, take
+from .parts import Frames, Springs, cross, length, take
 from .records import atom_numbers, check_version, numbers, require
 
 
-class HarmonicAngles(nn.Module):
+class HarmonicAngles(Springs):
     """``sum k/2 (theta - theta0)^2``.
 
     Args:
         atoms: The three atoms of each angle, the vertex in the middle, ``(3, angles)``.
         constants: Its size theta0 in rad and stiffness k in kJ/mol/rad^2, ``(2, angles)``, float64.
     """
-
-    atoms: Tensor
-    constants: Tensor
-
-    def __init__(self, atoms: Tensor, constants: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("atoms", atoms, persistent=False)
-        self.register_buffer("constants", constants.unsqueeze(-1), persistent=False)
 
     @classmethod
     def read(cls, force: Element, num_atoms: int) -> HarmonicAngles:
@@ -39,10 +31,5 @@ class HarmonicAngles(nn.Module):
     def forward(self, frames: Frames) -> Tensor:
         a, vertex, b = (take(frames.positions, atom) for atom in self.atoms)
         a, b = a - vertex, b - vertex
-        rest, stiffness = self.constants.to(a)
         # the arc tangent keeps all digits near 0 and 180 degrees, where the arc cosine loses half of them
-        angle = torch.atan2(length(cross(a, b)), (a * b).sum(1))
-        return (0.5 * stiffness * (angle - rest).square()).sum(0)
-
-    def extra_repr(self) -> str:
-        return f"{self.atoms.shape[1]}"
+        return self.energy(torch.atan2(length(cross(a, b)), (a * b).sum(1)))

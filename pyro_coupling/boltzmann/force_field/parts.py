@@ -1,13 +1,13 @@
-"""What the terms of a force field share: a batch of frames with its distances, rows by number, vectors in space."""
+"""What the terms of a force field share: frames with their distances, springs, rows by number, vectors in space."""
 
 from __future__ import annotations
 
-__all__ = ["Frames", "all_pairs", "cross", "length", "take"]
+__all__ = ["Frames", "Springs", "all_pairs", "cross", "length", "take"]
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Frames(NamedTuple):
@@ -22,6 +22,31 @@ class Frames(NamedTuple):
     positions: Tensor
     squared: Tensor
     inverse: Tensor
+
+
+class Springs(nn.Module):
+    """``sum k/2 (x - x0)^2``, x a function of the positions of a few atoms.
+
+    Args:
+        atoms: The atoms of each spring, ``(atoms of one, springs)``.
+        constants: Its rest x0 and stiffness k, ``(2, springs)``, float64.
+    """
+
+    atoms: Tensor
+    constants: Tensor
+
+    def __init__(self, atoms: Tensor, constants: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("atoms", atoms, persistent=False)
+        self.register_buffer("constants", constants.unsqueeze(-1), persistent=False)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Where the springs are, ``(springs, frames)`` -> ``(frames,)``."""
+        rest, stiffness = self.constants.to(x)
+        return (0.5 * stiffness * (x - rest).square()).sum(0)
+
+    def extra_repr(self) -> str:
+        return f"{self.atoms.shape[1]}"
 
 
 def all_pairs(num_atoms: int) -> Tensor:
