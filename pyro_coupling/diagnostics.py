@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Evidence", "log_evidence", "pareto_smooth", "relative_ess"]
+__all__ = ["Evidence", "clip_largest", "log_evidence", "pareto_smooth", "relative_ess", "resample"]
 
 import math
 from typing import NamedTuple
@@ -103,6 +103,57 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, float]:
                 shifted = shifted.index_put((order[-size:],), quantiles.log().clamp(max=0.0))
     smoothed = shifted - torch.logsumexp(shifted, 0)
     return smoothed.to(log_weights.dtype), khat
+
+
+def clip_largest(log_weights: Tensor, part: float) -> Tensor:
+    """Cuts the largest weights to the least of them.
+
+    Args:
+        log_weights: Log weights, ``(n,)``; ``-inf`` is a weight of zero.
+        part: Part of the weights above zero that are cut; at least one is.
+
+    Returns:
+        Log weights, ``(n,)``.
+
+    Example:
+        >>> import torch
+        >>> clip_largest(torch.tensor([0.0, 5.0, 9.0, 1.0]), 0.5)
+        tensor([0., 5., 5., 1.])
+    """
+    log_weights = _checked(log_weights)
+    finite = log_weights[log_weights.isfinite()]
+    return log_weights.clamp(max=finite.topk(math.ceil(part * len(finite))).values[-1]) if len(finite) else log_weights
+
+
+def resample(log_weights: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draws in proportion to weights, by systematic resampling: one uniform number, the least noise.
+
+    Args:
+        log_weights: Log weights, ``(samples,)``; ``-inf`` is a weight of zero.
+        n: Number of draws.
+        generator: Source of randomness, on the device of the weights.
+
+    Returns:
+        Indices, ``(n,)``, in rising order.
+
+    Raises:
+        ValueError: If all weights are zero.
+
+    Reference:
+        Douc, Cappe, Moulines. Comparison of resampling schemes for particle filtering. ISPA 2005.
+
+    Example:
+        >>> import torch
+        >>> resample(torch.tensor([0.25, 0.0, 0.75]).log(), 8).bincount()
+        tensor([2, 0, 6])
+    """
+    log_weights = _checked(log_weights)
+    if not bool(log_weights.isfinite().any()):
+        raise ValueError("resample: log_weights has no finite entry, there is nothing to draw from")
+    edges = (log_weights - log_weights.max()).double().exp().cumsum(0)
+    offset = torch.rand((), dtype=edges.dtype, device=edges.device, generator=generator)
+    comb = (torch.arange(n, dtype=edges.dtype, device=edges.device) + offset) / n
+    return torch.searchsorted(edges, comb * edges[-1]).clamp(max=len(edges) - 1)
 
 
 def _fit_generalized_pareto(x: Tensor) -> tuple[float, float]:

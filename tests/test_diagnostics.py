@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_coupling.diagnostics import log_evidence, pareto_smooth, relative_ess
+from pyro_coupling.diagnostics import clip_largest, log_evidence, pareto_smooth, relative_ess, resample
 
 az = pytest.importorskip("arviz")
 
@@ -171,3 +171,21 @@ def test_results_hold_no_graph_and_keep_the_dtype():
     assert smoothed.dtype == torch.float32
     assert not smoothed.requires_grad
     assert all(isinstance(v, float) for v in (khat, relative_ess(log_weights), *log_evidence(log_weights)))
+
+
+def test_resampling_draws_in_proportion_to_the_weights():
+    weights = torch.tensor([0.1, 0.6, 0.0, 0.3])
+    chosen = resample(weights.log(), 1000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(chosen, minlength=4)
+    assert ((counts - 1000 * weights).abs() <= 1).all()  # systematic: off by less than one
+    with pytest.raises(ValueError, match="no finite entry"):
+        resample(torch.full((3,), -math.inf), 5, torch.Generator())
+
+
+def test_clipped_weights_are_at_most_the_least_of_those_that_were_clipped():
+    spiky = torch.zeros(10_000)
+    spiky[0], spiky[1], spiky[2] = 20.0, 3.0, -math.inf
+    clipped = clip_largest(spiky, 2e-4)
+    assert clipped[0] == clipped[1] == 3.0 and clipped[2] == -math.inf and torch.equal(clipped[3:], spiky[3:])
+    nothing = torch.full((3,), -math.inf)
+    assert torch.equal(clip_largest(nothing, 0.1), nothing)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..diagnostics import log_evidence, relative_ess
+from ..diagnostics import clip_largest, log_evidence, relative_ess
 from ..training.progress import ProgressLine
 from ..training.threads import suitable_threads
 from ..transforms import Bijection
@@ -20,7 +20,7 @@ from .checks import check_positive
 from .coordinates import CenterFree
 from .energies import Energy
 from .flows import default_flow
-from .phases import ByEnergy, ByExample, Cooling, Phase, PhasedTrainer, Replay, Rung, drawn, log_density
+from .phases import CLIPPED, ByEnergy, ByExample, Cooling, Phase, PhasedTrainer, Replay, Rung, drawn, log_density
 from .target import BoltzmannTarget
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class BoltzmannGenerator:
         device: Where to compute; that of the coordinates' or the energy's buffers if not given.
         seed: Makes training and draws repeatable; drawn from torch's global generator if not given.
         progress: Whether to show a progress line.
+
+    Attributes:
+        flow: The flow.
+        target: The distribution of its coordinates.
+        rungs: The steps down the ladder of temperatures, with the effective sample size of each.
 
     Raises:
         TypeError: If ``energy`` is no `Energy` or ``flow`` or ``coordinates`` no `Bijection`.
@@ -128,22 +133,18 @@ class BoltzmannGenerator:
         self.target = BoltzmannTarget(energy, self.kT, coordinates, dtype, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.flow = (flow or default_flow(energy, coordinates, self.kT * hottest)).to(device, dtype)
+            flow = default_flow(energy, coordinates, self.kT * hottest) if flow is None else flow
+        self.flow = flow.to(device, dtype)
         if self.flow.event_shape != (self.target.dim,) or self.flow.output_shape != (self.target.dim,):
             raise ValueError(
                 f"BoltzmannGenerator: the flow must map ({self.target.dim},) to ({self.target.dim},), but maps "
                 f"{tuple(self.flow.event_shape)} to {tuple(self.flow.output_shape)}"
             )
         self._generator = torch.Generator(device=device).manual_seed(self.seed)
+        self.rungs: list[Rung] = []
         self._trainer: PhasedTrainer | None = None
         self._num_energies = 0
         self._seconds = 0.0
-
-    @property
-    def rungs(self) -> list[Rung]:
-        """The steps down the ladder of temperatures, with the effective sample size of each."""
-        phases = [] if self._trainer is None else [phase for phase, _ in self._trainer.phases]
-        return [rung for phase in phases if isinstance(phase, Cooling) for rung in phase.rungs]
 
     def train(
         self,
@@ -153,7 +154,7 @@ class BoltzmannGenerator:
         *,
         by_example: float = 0.6,
     ) -> BoltzmannGenerator:
-        """Trains the flow; called again, it trains it further.
+        """Trains the flow; called again, it goes on at the temperature asked for.
 
         By energy alone the flow first learns the distribution at a high temperature, is then led down to the one
         asked for, and is refined there; with data it learns these first.
@@ -163,7 +164,7 @@ class BoltzmannGenerator:
             max_steps: Largest number of steps; 50 000 if neither is given.
             data: Configurations of the distribution, such as frames of a trajectory, ``(n, *event_shape)``.
             by_example: Part of the budget that goes into the data alone; the rest goes into data and energy together.
-                With 1 the energy is never trained by.
+                With 1 the energy is asked for once at each configuration, and never trained by.
 
         Returns:
             The object itself.
@@ -226,11 +227,10 @@ class BoltzmannGenerator:
         log_weights = self.sample(num_samples).log_weights.double()
         evidence = log_evidence(log_weights)
         finite = log_weights[log_weights.isfinite()]
-        highest = finite.topk(max(1, math.ceil(1e-4 * len(finite)))).values[-1] if len(finite) else math.inf
         record = None if self._trainer is None else self._trainer.record
         return {
             "ess": relative_ess(log_weights),
-            "ess_clipped": relative_ess(log_weights.clamp(max=highest)),
+            "ess_clipped": relative_ess(clip_largest(log_weights, CLIPPED)),
             "elbo": finite.mean().item() if len(finite) else -math.inf,
             "log_z": evidence.value,
             "log_z_se": evidence.standard_error,
@@ -261,9 +261,10 @@ class BoltzmannGenerator:
     def _draw(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         target = self.target
         u, log_q = drawn(self.flow, target, n, self._generator)
-        energy, volume = target.energy_and_volume(u)
+        positions, volume = target.configurations(u)
+        energy = target.energy(positions)
         log_weights = volume - energy / target.kT - log_q
-        return target.positions(u), energy, torch.where(log_weights.isfinite(), log_weights, -torch.inf)
+        return positions, energy, torch.where(log_weights.isfinite(), log_weights, -torch.inf)
 
     def _cooling(self) -> tuple[list[tuple[Phase, float]], Replay | None]:
         """The phases before the last, and what goes along with the last."""
@@ -272,8 +273,11 @@ class BoltzmannGenerator:
         ratio = self.hottest ** (1 / self.num_rungs)
         ladder = [self.kT * ratio**level for level in reversed(range(self.num_rungs))]
         replay = Replay(self.flow, self.target, self.buffer_size, self._generator)
-        hot = ByEnergy(self.flow, self.target.at(self.kT * self.hottest))
-        return [(hot, _HOT), (Cooling(replay, ladder), _COOLING)], replay
+        if self._trainer is not None:
+            return [], replay
+        hot, cooling = ByEnergy(self.flow, self.target.at(self.kT * self.hottest)), Cooling(replay, ladder)
+        self.rungs = cooling.rungs
+        return [(hot, _HOT), (cooling, _COOLING)], replay
 
     def _learning(self, data: Tensor, share: float) -> tuple[list[tuple[Phase, float]], ByExample]:
         example = self._example(data)

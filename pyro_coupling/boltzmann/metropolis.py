@@ -113,7 +113,7 @@ def metropolis(
             state, rate = chains.shift(state, step_size)
             accepted[1] += rate
         frames[step], energies[step] = state.u, state.energy
-    positions = torch.cat([target.positions(part) for part in frames.flatten(0, 1).split(target.chunk_size)])
+    positions = torch.cat([target.configurations(part)[0] for part in frames.flatten(0, 1).split(target.chunk_size)])
     by_flow, local = (accepted / num_steps).tolist()
     return Walk(
         positions.unflatten(0, energies.shape),

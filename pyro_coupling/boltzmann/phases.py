@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CLIPPED",
     "ByEnergy",
     "ByExample",
     "Cooling",
@@ -12,7 +13,6 @@ __all__ = [
     "Rung",
     "drawn",
     "log_density",
-    "resampled",
 ]
 
 import math
@@ -22,12 +22,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..diagnostics import relative_ess
+from ..diagnostics import clip_largest, relative_ess, resample
 from ..training import Trainer, reverse_kl_backward
 from ..transforms import Bijection
 from .target import BoltzmannTarget
 
-_CLIPPED = 1e-4  # part of the weights, the largest, that are cut to the least of them
+CLIPPED = 1e-4  # part of the weights, the largest, that are cut to the least of them
 _RENEW_EVERY = 300  # steps for which samples serve
 
 
@@ -70,6 +70,7 @@ class PhasedTrainer(Trainer):
         super().__init__(flow, target, **settings)
         self.phases = list(phases)
         self.companion = companion
+        self.judged_from = None
         self._num_energies = self._num_last = 0  # of the last phase, energies and steps
         before = sum(share for _, share in phases)
         # the step size decays over the second half of the last phase, or the last fifth where that phase is missing
@@ -78,17 +79,17 @@ class PhasedTrainer(Trainer):
     @property
     def num_energies(self) -> int:
         """Evaluations of the energy so far."""
-        sources = [phase for phase, _ in self.phases] + ([] if self.companion is None else [self.companion])
-        return self._num_energies + sum(source.num_energies for source in sources)
+        sources = {id(source): source for source in (*(phase for phase, _ in self.phases), self.companion) if source}
+        return self._num_energies + sum(source.num_energies for source in sources.values())
 
     def gradients(self, z: Tensor, seconds: float) -> Tensor:
         progress, began = self.schedule.progress(self.record.num_steps, seconds), 0.0
         for phase, share in self.phases:
             if progress < began + share:
-                self.may_decay = False
                 return phase(z, (progress - began) / share)
             began += share
-        self.may_decay = True
+        if self.judged_from is None:
+            self.judged_from = len(self.record.elbo)  # what earlier phases were measured by was another density
         self._num_energies += len(z)
         log_weights = super().gradients(z, seconds)
         if self.companion is not None:
@@ -124,11 +125,11 @@ class ByExample:
         generator: Draws batches.
     """
 
-    num_energies = 0
     worth = 1.0  # of these samples beside the reverse divergence
 
     def __init__(self, flow: Bijection, samples: Tensor, log_p: Tensor, generator: torch.Generator) -> None:
         self.flow, self.samples, self.log_p, self.generator = flow, samples, log_p, generator
+        self.num_energies = len(samples)
 
     def __call__(self, z: Tensor, done: float) -> Tensor:
         for parameter in self.flow.parameters():
@@ -137,6 +138,8 @@ class ByExample:
 
     def add_gradient(self, n: int) -> Tensor:
         """Adds the gradient for a batch of n samples to the flow's; returns their log weights ``(n,)``."""
+        if not self.worth:
+            return self.log_p.new_full((n,), -torch.inf)
         chosen = torch.randint(len(self.samples), (n,), generator=self.generator, device=self.samples.device)
         log_q = log_density(self.flow, self.samples[chosen])
         good = log_q.isfinite()
@@ -164,7 +167,6 @@ class Replay(ByExample):
         nothing = torch.empty(0, target.dim, dtype=target.dtype, device=target.device)
         super().__init__(flow, nothing, nothing[:, 0], generator)
         self.target, self.buffer_size = target, buffer_size
-        self.num_energies = 0
 
     def renew(self) -> None:
         self.refill(self.target)
@@ -176,9 +178,11 @@ class Replay(ByExample):
         log_p = torch.cat([target.log_prob(part) for part in u.split(target.chunk_size)])
         self.num_energies += len(u)
         log_weights = log_p - log_q
-        chosen = resampled(log_weights, len(u), self.generator, _CLIPPED)
-        self.samples, self.log_p = u[chosen], log_p[chosen]
+        log_weights = torch.where(log_weights.isfinite(), log_weights, -torch.inf)
         self.worth = relative_ess(log_weights)
+        if self.worth:
+            chosen = resample(clip_largest(log_weights, CLIPPED), len(u), self.generator)
+            self.samples, self.log_p = u[chosen], log_p[chosen]
 
 
 class Rung(NamedTuple):
@@ -243,28 +247,3 @@ def log_density(flow: Bijection, u: Tensor) -> Tensor:
 
 def _log_normal(z: Tensor) -> Tensor:
     return -0.5 * z.square().sum(-1) - 0.5 * z.size(-1) * math.log(2 * math.pi)
-
-
-def resampled(log_weights: Tensor, n: int, generator: torch.Generator, clipped: float = 0.0) -> Tensor:
-    """Indices of n draws in proportion to the weights, by systematic resampling.
-
-    Args:
-        log_weights: Log weights; those that are not finite count as zero weights.
-        n: Number of draws.
-        generator: Source of randomness.
-        clipped: Part of the weights, the largest ones, that are cut to the least of them.
-
-    Raises:
-        ValueError: If no weight is finite.
-    """
-    finite = log_weights.isfinite()
-    if not bool(finite.any()):
-        raise ValueError("log_weights: none is finite, there is nothing to draw from")
-    log_weights = torch.where(finite, log_weights, -torch.inf)
-    if clipped:
-        highest = log_weights[finite].topk(max(1, math.ceil(clipped * int(finite.sum())))).values[-1]
-        log_weights = log_weights.clamp(max=highest)
-    edges = (log_weights - log_weights.max()).double().exp().cumsum(0)
-    offset = torch.rand((), dtype=edges.dtype, device=edges.device, generator=generator)
-    comb = (torch.arange(n, dtype=edges.dtype, device=edges.device) + offset) / n
-    return torch.searchsorted(edges, comb * edges[-1]).clamp(max=len(edges) - 1)

@@ -49,14 +49,14 @@ class BoltzmannTarget:
 
     def energy_and_volume(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Energy and the logarithm of the volume element, each ``(n,)``: both the same at all temperatures."""
-        if self.coordinates is None:
-            return self.energy(u), u.new_zeros(u.shape[:-1])
-        positions, log_det = self.coordinates.forward_and_log_det(u)
+        positions, log_det = self.configurations(u)
         return self.energy(positions), log_det
 
-    def positions(self, u: Tensor) -> Tensor:
-        """Configurations ``(n, *event_shape)`` of coordinates."""
-        return u if self.coordinates is None else self.coordinates.forward_and_log_det(u)[0]
+    def configurations(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Configurations ``(n, *event_shape)`` of coordinates, and the logarithm of the volume element ``(n,)``."""
+        if self.coordinates is None:
+            return u, u.new_zeros(u.shape[:-1])
+        return self.coordinates.forward_and_log_det(u)
 
     def coordinates_of(self, positions: Tensor) -> Tensor:
         """Coordinates of configurations."""

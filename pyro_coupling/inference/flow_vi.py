@@ -14,7 +14,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from ..diagnostics import log_evidence, pareto_smooth, relative_ess
+from ..diagnostics import log_evidence, pareto_smooth, relative_ess, resample
 from ..guides import AutoCouplingFlow
 from ..targets import PyroTarget
 from ..training import Trainer, TrainingRecord, TrainingState
@@ -423,11 +423,7 @@ class FlowVI:
         # twice as many as asked for, more where few carry weight, so that hardly a draw is repeated
         x, log_q, log_p = self._draw(math.ceil(2 * num_samples / max(0.2, self._figures["ess"])))
         log_weights, _ = pareto_smooth(log_p - log_q)
-        edges = log_weights.exp().cumsum(0)
-        # systematic resampling: one uniform number, the least noise (Douc, Cappe, Moulines 2005)
-        offset = torch.rand((), dtype=edges.dtype, device=edges.device, generator=self._generator)
-        comb = (torch.arange(num_samples, dtype=edges.dtype, device=edges.device) + offset) / num_samples
-        chosen = torch.searchsorted(edges, comb * edges[-1]).clamp(max=len(edges) - 1)
-        shuffled = torch.randperm(num_samples, device=edges.device, generator=self._generator)
+        chosen = resample(log_weights, num_samples, self._generator)
+        shuffled = torch.randperm(num_samples, device=chosen.device, generator=self._generator)
         chosen = chosen[shuffled]
         return x[chosen], log_q[chosen], log_p[chosen]

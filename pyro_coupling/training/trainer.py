@@ -132,7 +132,7 @@ class Trainer:
         self.averages = [p.detach().clone() for p in self.parameters]
         self.last: list[Tensor] = []  # the optimiser's own parameters, once a run has put the average in their place
         self.schedule = Schedule(max_steps, max_seconds)
-        self.may_decay = True  # a subclass of several phases decays in the last one alone
+        self.judged_from: int | None = 0  # the window with which judging begins; None while it is too early for that
         self.record = TrainingRecord()
         self.recent: deque[Tensor] = deque(maxlen=_WINDOW)
 
@@ -221,12 +221,12 @@ class Trainer:
         record.elbo.append(finite.mean().item() if len(finite) else -math.inf)
         record.ess.append(relative_ess(log_weights))
         variance = finite.var().item() if len(finite) > 1 else math.inf
-        if self.may_decay and (variance < 0.02 or self._stalled()):
+        if self.judged_from is not None and (variance < 0.02 or self._stalled()):
             self.schedule.begin_decay(record.num_steps, seconds)
 
     def _stalled(self) -> bool:
         """Whether neither ELBO nor effective sample size has been gaining over the last ten windows."""
-        elbo, ess = self.record.elbo, self.record.ess
+        elbo, ess = self.record.elbo[self.judged_from :], self.record.ess[self.judged_from :]
         if len(elbo) < 20:
             return False
 

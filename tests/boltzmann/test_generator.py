@@ -10,7 +10,7 @@ import torch
 from pyro_coupling import flows
 from pyro_coupling.boltzmann import BoltzmannGenerator, InternalCoordinates, from_xml
 from pyro_coupling.boltzmann.energies import DW4, Energy, ManyWell
-from pyro_coupling.boltzmann.phases import Cooling, Replay, log_density, resampled
+from pyro_coupling.boltzmann.phases import Cooling, Replay, log_density
 from pyro_coupling.boltzmann.target import BoltzmannTarget
 from pyro_coupling.transforms import DiagonalAffine
 
@@ -97,11 +97,19 @@ def test_energies_that_are_not_numbers_are_counted_and_left_out():
     assert (draws.log_weights[draws.positions[:, 0] >= 0.8] == -math.inf).all()
 
 
-def test_by_example_alone_never_asks_for_the_energy():
+@pytest.mark.parametrize("edge", [0.8, -50.0])
+def test_no_energy_that_is_not_a_number_ends_the_cooling(edge):
+    generator = small(Springs(edge=edge), 60, hottest=2.0, num_rungs=2, buffer_size=200)
+    assert len(generator.rungs) == 2 and generator.diagnostics()["num_steps"] == 60
+    assert all(p.isfinite().all() for p in generator.flow.parameters())
+    assert (generator.rungs[0].ess == 0) == (edge < 0)  # not one energy is a number
+
+
+def test_by_example_alone_asks_for_the_energy_of_the_data_alone():
     torch.manual_seed(0)
     data = torch.randn(4000, 2) * torch.tensor([0.5, 0.25]).sqrt() * torch.tensor([1.0, 0.5]).sqrt()
     generator = small(Springs(), 600, data=data, by_example=1.0)
-    assert generator.diagnostics()["num_energies"] == 0
+    assert generator.diagnostics()["num_energies"] == len(data)
     spread = generator.sample(4000).positions.std(0)
     # standard errors of both standard deviations are below 1.2 %; the flow is allowed 5 % more
     assert torch.allclose(spread, data.std(0), rtol=0.1)
@@ -110,8 +118,17 @@ def test_by_example_alone_never_asks_for_the_energy():
 def test_mixed_training_goes_on_from_the_data_by_energy():
     data = trained().sample(2000).positions
     generator = small(Springs(), 400, data=data, by_example=0.5)
-    assert 190 * 64 <= generator.diagnostics()["num_energies"] <= 210 * 64
+    assert 190 * 64 <= generator.diagnostics()["num_energies"] - len(data) <= 210 * 64
     assert generator.diagnostics()["ess"] > 0.95
+
+
+def test_a_second_training_goes_on_at_the_temperature_asked_for():
+    settings = {"kT": 1.0, "seed": 0, "progress": False, "num_particles": 16, "buffer_size": 100, "num_rungs": 2}
+    generator = BoltzmannGenerator(Springs(), flow=flows.real_nvp(2, 2, (8,)), **settings).train(max_steps=20)
+    rungs, before = generator.rungs, generator.diagnostics()["num_energies"]
+    generator.train(max_steps=20)
+    assert generator.rungs is rungs and len(rungs) == 2
+    assert generator.diagnostics()["num_energies"] - before == 20 * 16 + 100  # one buffer, no ladder
 
 
 def test_a_seed_is_a_result_and_nothing_else_is_touched():
@@ -147,19 +164,6 @@ def test_a_molecule_from_its_force_field():
     again = -energies / generator.kT - volume - generator.log_prob(turned)
     good = log_weights.isfinite() & (energies < 1e4)
     assert ((again - log_weights)[good].abs() < 0.05 * (1 + log_weights[good].abs())).double().mean() > 0.95
-
-
-def test_resampling_draws_in_proportion_to_the_weights():
-    weights = torch.tensor([0.1, 0.6, 0.0, 0.3])
-    chosen = resampled(weights.log(), 1000, torch.Generator().manual_seed(0))
-    counts = torch.bincount(chosen, minlength=4)
-    assert ((counts - 1000 * weights).abs() <= 1).all()  # systematic: off by less than one
-    spiky = torch.zeros(10_000)
-    spiky[0] = 20.0
-    clipped = resampled(spiky, 10_000, torch.Generator().manual_seed(0), clipped=2e-4)
-    assert (clipped == 0).sum() <= 2  # its weight has become that of the second largest
-    with pytest.raises(ValueError, match="none is finite"):
-        resampled(torch.full((3,), -math.inf), 5, torch.Generator())
 
 
 def test_a_rung_is_filled_with_draws_of_its_temperature():
