@@ -9,7 +9,7 @@ SPEED_FILES := --json benchmarks/results/speed.json --markdown benchmarks/result
 # Small matrices run fastest on one thread; the tests run in two processes instead.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: demo test lint evaluate bench bench-accuracy docs clean
+.PHONY: demo test test-arviz-1 lint evaluate bench bench-accuracy docs wheel clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,16 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --doctest-modules pyro_coupling tests
+
+# ArviZ 1 needs Python 3.12: make test-arviz-1 PYTHON=python3.12
+$(VENV)-arviz-1/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-arviz-1
+	$(VENV)-arviz-1/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e ".[plots]" "arviz>=1" h5netcdf h5py hypothesis pytest
+	touch $@
+
+test-arviz-1: $(VENV)-arviz-1/.installed
+	$(TEST_ENV) $(VENV)-arviz-1/bin/python -m pytest -q -m "not slow" tests/test_arviz.py tests/inference
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -54,5 +64,9 @@ bench-accuracy: $(VENV)/.bench
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+# Wheel and source distribution, tried in environments of their own.
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
+
 clean:
-	rm -rf $(VENV) build dist docs/_build *_output *.egg-info
+	rm -rf $(VENV) $(VENV)-arviz-1 build dist docs/_build *_output *.egg-info

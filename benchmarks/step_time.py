@@ -72,7 +72,8 @@ def ordinary_step() -> Callable[[Stopwatch], None]:
 
     def step(watch: Stopwatch) -> None:
         watch.restart()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        for parameter in trainer.parameters:
+            parameter.grad = None
         z = torch.randn(PARTICLES, trainer.target.dim)
         x, _, score_q = trainer.flow.forward_and_score(z, -z)
         watch.lap("flow (with score)")

@@ -1,6 +1,7 @@
 """Sphinx configuration."""
 
 from docutils import nodes
+from docutils.utils.math import latex2mathml
 
 import pyro_coupling
 
@@ -12,6 +13,12 @@ html_theme = "furo"
 html_title = "pyro_coupling"
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+html_math_renderer = "mathml"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "code"
@@ -19,8 +26,22 @@ napoleon_use_ivar = True  # or attributes that are annotated in a class would be
 suppress_warnings = ["myst.header"]
 
 
+def show_math(self, node):
+    self.body.append(latex2mathml.tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def show_display(self, node):
+    self.body.append(f'<div class="math">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app):
-    """A link to a file, such as a test, shows its title on hover, which Sphinx leaves out."""
+    """Formulas as MathML, which browsers draw without a script from elsewhere; tests of links shown on hover.
+
+    A link to a file, such as a test, shows its title on hover, which Sphinx leaves out.
+    """
+    app.add_html_math_renderer("mathml", (show_math, None), (show_display, None))
 
     def show(app, doctree):
         for link in doctree.findall(lambda node: node.tagname == "download_reference" and "reftitle" in node):

@@ -18,6 +18,7 @@ from PIL import Image
 from planar import DENSITIES, Density, Square, grid
 
 from pyro_coupling import flows
+from pyro_coupling.plots import plot_grid
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -58,15 +59,7 @@ def image(log_prob, size: int = 160, window: float = 4.5) -> torch.Tensor:
 
 def draw_disc(axes, flow: torch.nn.Module) -> None:
     """Where a flow takes circles that hold 10, 20 ... 90 % and 99 % of its Gaussian base, and 24 rays between them."""
-    outermost = math.sqrt(-2 * math.log(0.01))
-    angle = torch.linspace(0, 2 * math.pi, 400)
-    circle = torch.stack([angle.cos(), angle.sin()], -1)
-    with torch.no_grad():
-        for mass in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99):
-            axes.plot(*flow(math.sqrt(-2 * math.log(1 - mass)) * circle).T, color=plt.cm.viridis(mass), lw=1.2)
-        for k in range(24):
-            direction = torch.tensor([math.cos(k * math.pi / 12), math.sin(k * math.pi / 12)])
-            axes.plot(*flow(torch.linspace(0, outermost, 200)[:, None] * direction).T, color="0.6", lw=0.5)
+    plot_grid(flow, polar=True, lines=24, axes=axes)
     axes.plot([-2, 2, 2, -2, -2], [-2, -2, 2, 2, -2], color="#d1701f", lw=1.2, ls="--")
     axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
 

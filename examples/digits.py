@@ -18,6 +18,7 @@ from torch import nn
 from pyro_coupling import flows
 from pyro_coupling.images import UniformDequantization, bits_per_dimension, quantize
 from pyro_coupling.nn import ConvNet, GatedResidualConv
+from pyro_coupling.plots import plot_images
 from pyro_coupling.transforms import Bijection, Chain, ToUnitInterval
 
 LEVELS, SHAPE, CLASSES = 17, (1, 8, 8), 10
@@ -86,15 +87,10 @@ def draw(flow: Bijection, real: torch.Tensor, classes: torch.Tensor, path: Path)
     context = torch.eye(CLASSES).repeat_interleave(10, 0)
     with torch.no_grad():
         samples = quantize(flows.distribution(flow, context=context, temperature=TEMPERATURE).sample(), LEVELS)
-    shown = torch.stack([real[classes.argmax(1) == digit][:10] for digit in range(CLASSES)])
+    shown = torch.cat([real[classes.argmax(1) == digit][:10] for digit in range(CLASSES)])
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
-    for axis, grid, title in (
-        (axes[0], samples.reshape(10, 10, 8, 8), f"samples at temperature {TEMPERATURE}"),
-        (axes[1], shown.squeeze(2), "data"),
-    ):
-        apart = nn.functional.pad(grid.float(), (1, 1, 1, 1))
-        axis.imshow(apart.transpose(1, 2).reshape(100, 100), cmap="gray_r", interpolation="nearest")
-        axis.set(title=title, xticks=[], yticks=[])
+    for axis, images, title in ((axes[0], samples, f"samples at temperature {TEMPERATURE}"), (axes[1], shown, "data")):
+        plot_images(images, value_range=(0, LEVELS - 1), cmap="gray_r", axes=axis).set_title(title)
     figure.savefig(path, dpi=130)
 
 

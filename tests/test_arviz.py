@@ -21,7 +21,9 @@ az = pytest.importorskip("arviz")
 
 J, N, DRAWS = 4, 6, 300
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-classic_only = pytest.mark.skipif(int(az.__version__.split(".")[0]) > 0, reason="needs ArviZ before 1.0")
+CLASSIC = int(az.__version__.split(".")[0]) < 1
+classic_only = pytest.mark.skipif(not CLASSIC, reason="needs ArviZ before 1.0")
+modern_only = pytest.mark.skipif(CLASSIC, reason="needs ArviZ 1.0 or later")
 
 
 def fit(model, *args, max_steps=60, **kwargs):
@@ -226,6 +228,41 @@ class TestClassicArviz:
         for group in idata.groups():
             assert back[group].equals(idata[group])
         assert back.attrs["khat"] == idata.attrs["khat"]
+
+
+@modern_only
+class TestModernArviz:
+    def test_tree(self, mean_fit):
+        tree = mean_fit.to_arviz(100)
+        assert isinstance(tree, xarray.DataTree)
+        assert "khat" in tree.attrs and "khat" in tree["posterior"].attrs
+
+    def test_summary(self, tree):
+        table = az.summary(tree, var_names=["mu", "effect"])
+        assert list(table.index) == ["mu"] + [f"effect[{j}, 0]" for j in range(J)]
+        assert np.isfinite(table[["mean", "sd"]].to_numpy(float)).all()
+
+    @pytest.mark.parametrize("name", ["y", "counts"])
+    def test_loo(self, tree, name):
+        assert np.isfinite(az.loo(tree, var_name=name).elpd)
+
+    def test_loo_of_the_only_observed_site(self, mean_fit):
+        assert az.loo(mean_fit.to_arviz(500)).n_data_points == 3
+
+    @pytest.mark.parametrize("plot", ["plot_dist", "plot_forest", "plot_pair"])
+    def test_plots(self, tree, plot):
+        import matplotlib
+
+        matplotlib.use("agg")
+        drawn = getattr(az, plot)(tree, var_names=["mu", "shares"], backend="matplotlib")
+        assert drawn.viz["figure"].item().axes
+        matplotlib.pyplot.close("all")
+
+    def test_netcdf_round_trip(self, tree, tmp_path):
+        tree.to_netcdf(tmp_path / "fit.nc")
+        back = az.from_netcdf(tmp_path / "fit.nc")
+        assert set(back.children) == set(tree.children)
+        assert back.attrs["khat"] == tree.attrs["khat"]
 
 
 def test_arviz_1_gets_the_tree(mean_fit, monkeypatch):

@@ -1,14 +1,17 @@
 """Boltzmann generators: energies, coordinates, and flows that draw configurations with exact weights."""
 
 from . import energies
-from .coordinates import CenterFree, InformedBase, InternalCoordinates, Whitening
+from .annealed import annealed_importance_sampling
+from .coordinates import CenterFree, InformedBase, InternalCoordinates, PlanarCluster, SpatialCluster, Whitening
 from .dynamics import Langevin, ParallelTempering
 from .force_field import ForceField, OpenMMEnergy, from_openmm, from_xml
 from .free_energy import bar, free_energy_difference, mbar, state_difference, targeted_perturbation
 from .generator import BoltzmannGenerator, Samples
 from .measurements import bond_angles, bond_lengths, dihedrals
 from .metropolis import metropolis
+from .minimum import minimise
 from .observables import free_energy_profile, histogram, populations, reweighted
+from .pyro_site import BoltzmannDistribution
 from .ramachandran import (
     backbone,
     backbone_from_bonds,
@@ -17,10 +20,12 @@ from .ramachandran import (
     ramachandran_histogram,
     total_variation,
 )
+from .steerable import SteerableGenerator
 from .structures import topology_from_bonds, write_pdb, write_xtc
 from .units import kT
 
 __all__ = [
+    "BoltzmannDistribution",
     "BoltzmannGenerator",
     "CenterFree",
     "ForceField",
@@ -29,8 +34,12 @@ __all__ = [
     "Langevin",
     "OpenMMEnergy",
     "ParallelTempering",
+    "PlanarCluster",
     "Samples",
+    "SpatialCluster",
+    "SteerableGenerator",
     "Whitening",
+    "annealed_importance_sampling",
     "backbone",
     "backbone_from_bonds",
     "bar",
@@ -47,6 +56,7 @@ __all__ = [
     "kl_divergence",
     "mbar",
     "metropolis",
+    "minimise",
     "populations",
     "positive_phi",
     "ramachandran_histogram",

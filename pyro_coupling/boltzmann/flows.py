@@ -8,23 +8,26 @@ import math
 
 from .. import flows
 from ..transforms import Bijection, Chain
-from .coordinates import InternalCoordinates
+from .coordinates import Cluster, InternalCoordinates
 from .energies import Energy
 
 
-def default_flow(energy: Energy, coordinates: Bijection | None, kT: float) -> Chain:
+def default_flow(energy: Energy, coordinates: Bijection | None, kT: float, context_dim: int = 0) -> Chain:
     """Splines: of the box of internal coordinates, on a base that knows the minimum; of all space otherwise.
 
     Args:
         energy: The energy.
         coordinates: Maps coordinates to configurations; None where these are vectors already.
         kT: Thermal energy at which training starts.
+        context_dim: Number of context features, 0 for none.
     """
     if isinstance(coordinates, InternalCoordinates):
         (dim,) = coordinates.event_shape
         couplings = flows.circular_spline(
-            dim, 12, (128, 128), circular=coordinates.circular, linear_bound=math.pi, outer_affine=False
+            dim, 12, (128, 128), context_dim, circular=coordinates.circular, linear_bound=math.pi, outer_affine=False
         )
         return Chain([coordinates.informed_base(energy, kT), *couplings])
     (dim,) = energy.event_shape if coordinates is None else coordinates.event_shape
-    return flows.neural_spline(dim, 8, (64, 64), bound=5.0)
+    # numbers that are normal far out, each by itself, no longer are once they have been mixed
+    linear = False if isinstance(coordinates, Cluster) else None
+    return flows.neural_spline(dim, 8, (64, 64), context_dim, bound=5.0, linear=linear)

@@ -29,6 +29,7 @@ from .target import BoltzmannTarget
 
 CLIPPED = 1e-4  # part of the weights, the largest, that are cut to the least of them
 _RENEW_EVERY = 300  # steps for which samples serve
+_KEPT = ("judged_from", "_num_energies", "_num_last", "_phase")  # by a checkpoint, of the trainer itself
 
 
 class Phase(Protocol):
@@ -36,13 +37,28 @@ class Phase(Protocol):
 
     Attributes:
         num_energies: Evaluations of the energy so far.
+        kept: Names of what changes while it trains and a checkpoint has to hold: tensors, or what JSON can.
     """
 
     num_energies: int
+    kept: tuple[str, ...] = ("num_energies",)
 
     def __call__(self, z: Tensor, done: float) -> Tensor:
         """Sets the flow's gradients and returns log weights ``(n,)``, given base noise and how much is over, 0 to 1."""
         ...
+
+    def finish(self) -> None:
+        """What is left to do when its part of the budget is over."""
+        return
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {name: getattr(self, name) for name in self.kept}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up what `state` returned."""
+        for name in self.kept:
+            setattr(self, name, state[name])
 
 
 class PhasedTrainer(Trainer):
@@ -72,6 +88,7 @@ class PhasedTrainer(Trainer):
         self.companion = companion
         self.judged_from = None
         self._num_energies = self._num_last = 0  # of the last phase, energies and steps
+        self._phase = 0  # never goes back, also where the budget was raised
         before = sum(share for _, share in phases)
         # the step size decays over the second half of the last phase, or the last fifth where that phase is missing
         self.schedule.decay_fraction = 0.5 * (1 - before) if before < 1 else 0.2
@@ -79,20 +96,41 @@ class PhasedTrainer(Trainer):
     @property
     def num_energies(self) -> int:
         """Evaluations of the energy so far."""
-        sources = {id(source): source for source in (*(phase for phase, _ in self.phases), self.companion) if source}
-        return self._num_energies + sum(source.num_energies for source in sources.values())
+        return self._num_energies + sum(source.num_energies for source in self._sources())
+
+    def _sources(self) -> list[Phase]:
+        """The phases and the companion, each once."""
+        sources = [*(phase for phase, _ in self.phases), *([] if self.companion is None else [self.companion])]
+        return list({id(source): source for source in sources}.values())
+
+    def extra_state(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in _KEPT}
+        for i, source in enumerate(self._sources()):
+            own |= {f"{i}.{name}": value for name, value in source.state().items()}
+        return own
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        for name in _KEPT:
+            setattr(self, name, state[name])
+        for i, source in enumerate(self._sources()):
+            own = f"{i}."
+            source.restore({name.removeprefix(own): value for name, value in state.items() if name.startswith(own)})
 
     def gradients(self, z: Tensor, seconds: float) -> Tensor:
-        progress, began = self.schedule.progress(self.record.num_steps, seconds), 0.0
-        for phase, share in self.phases:
+        progress = self.schedule.progress(self.record.num_steps, seconds)
+        began = sum(share for _, share in self.phases[: self._phase])
+        for phase, share in self.phases[self._phase :]:
             if progress < began + share:
-                return phase(z, (progress - began) / share)
+                return phase(z, max(0.0, progress - began) / share)
             began += share
+            phase.finish()
+            self._phase += 1
         if self.judged_from is None:
             self.judged_from = len(self.record.elbo)  # what earlier phases were measured by was another density
         self._num_energies += len(z)
         log_weights = super().gradients(z, seconds)
-        if self.companion is not None:
+        decays = self.schedule.decay_began is not None
+        if self.companion is not None and not (decays and self.companion.ends_early):
             if self._num_last % _RENEW_EVERY == 0:
                 self.companion.renew()
             self.companion.add_gradient(len(z))
@@ -100,7 +138,7 @@ class PhasedTrainer(Trainer):
         return log_weights
 
 
-class ByEnergy:
+class ByEnergy(Phase):
     """The reverse divergence from a distribution, such as that of a high temperature, where no barrier matters."""
 
     def __init__(self, flow: Bijection, target: BoltzmannTarget) -> None:
@@ -115,7 +153,7 @@ class ByEnergy:
         return reverse_kl_backward(self.flow, self.target, z, "total")
 
 
-class ByExample:
+class ByExample(Phase):
     """Maximum likelihood on samples: their forward divergence from the flow, which leaves no state out.
 
     Args:
@@ -126,6 +164,7 @@ class ByExample:
     """
 
     worth = 1.0  # of these samples beside the reverse divergence
+    ends_early = False  # whether they are left out once the step size decays
 
     def __init__(self, flow: Bijection, samples: Tensor, log_p: Tensor, generator: torch.Generator) -> None:
         self.flow, self.samples, self.log_p, self.generator = flow, samples, log_p, generator
@@ -154,7 +193,8 @@ class Replay(ByExample):
     """Maximum likelihood on samples of the flow itself, weighted for a temperature and resampled.
 
     The largest weights are clipped, and the gradient counts by the relative effective sample size: where hardly
-    a sample carries weight, there is nothing to learn from.
+    a sample carries weight, there is nothing to learn from. Once the step size decays, path gradients that cover the
+    target take over: unlike these they do not fluctuate where the flow is right.
 
     Args:
         flow: Base noise to coordinates.
@@ -162,6 +202,9 @@ class Replay(ByExample):
         buffer_size: Samples drawn at a time.
         generator: Source of randomness.
     """
+
+    kept = ("num_energies", "worth", "samples", "log_p")
+    ends_early = True
 
     def __init__(self, flow: Bijection, target: BoltzmannTarget, buffer_size: int, generator: torch.Generator) -> None:
         nothing = torch.empty(0, target.dim, dtype=target.dtype, device=target.device)
@@ -197,7 +240,7 @@ class Rung(NamedTuple):
     ess: float
 
 
-class Cooling:
+class Cooling(Phase):
     """Down a ladder of temperatures, by both divergences.
 
     The forward one, on the flow's samples weighted for the next rung, keeps the states that they hold at their right
@@ -214,25 +257,39 @@ class Cooling:
         Schopmans, Friederich. Temperature-annealed Boltzmann generators. ICML 2025 (the forward divergence).
     """
 
+    kept = ("num_energies", "rungs")
+
     def __init__(self, replay: Replay, ladder: Sequence[float]) -> None:
         self.replay, self.ladder = replay, list(ladder)
         self.rungs: list[Rung] = []
         self.num_energies = 0  # beside those of the replay
 
     def __call__(self, z: Tensor, done: float) -> Tensor:
-        level = min(int(done * len(self.ladder)), len(self.ladder) - 1)
-        if level >= len(self.rungs):
-            target = self.replay.target.at(self.ladder[len(self.rungs)])
-            self.replay.refill(target)
-            self.rungs.append(Rung(target.kT, self.replay.worth))
-            self._energy = ByEnergy(self.replay.flow, target)
+        self._descend(min(int(done * len(self.ladder)), len(self.ladder) - 1))
         log_weights = self._energy(z, done)
         self.num_energies += len(z)
         self.replay.add_gradient(len(z))
         return log_weights
 
+    def finish(self) -> None:
+        self._descend(len(self.ladder) - 1)  # a short run may not have come so far
 
-def drawn(flow: Bijection, target: BoltzmannTarget, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _descend(self, level: int) -> None:
+        if self.rungs and self.rungs[-1].kT <= self.ladder[level]:
+            return
+        target = self.replay.target.at(self.ladder[level])
+        self.replay.refill(target)
+        self.rungs.append(Rung(target.kT, self.replay.worth))
+        self._energy = ByEnergy(self.replay.flow, target)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.num_energies = state["num_energies"]
+        self.rungs[:] = [Rung(*rung) for rung in state["rungs"]]
+        if self.rungs:
+            self._energy = ByEnergy(self.replay.flow, self.replay.target.at(self.rungs[-1].kT))
+
+
+def drawn(flow: Bijection, target: BoltzmannTarget, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Draws of the flow, coordinates ``(n, dim)``, and their log density ``(n,)``."""
     z = torch.randn(n, target.dim, dtype=target.dtype, device=target.device, generator=generator)
     u, log_det = flow.forward_and_log_det(z)

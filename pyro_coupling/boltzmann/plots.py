@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..plots import _BLUE, _GREEN, _GREY, _ORANGE, _clean
+from ..plots.style import Colour, colour, ink, new_figure, new_panels, tidy
 from .observables import Profile
 from .ramachandran import Ramachandran, total_variation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_COLOURS = (_BLUE, _ORANGE, _GREY, _GREEN)
 _HIGHEST = 9.0  # kT above the lowest bin, where the scale of Ramachandran plots ends
 _ELEMENTS = {"C": "#50555c", "N": "#3b6ea5", "O": "#c8372d", "H": "#b9bec5", "S": "#c9a227", "P": "#d1701f"}
 _BAR = {"fraction": 0.045, "pad": 0.03}
@@ -55,7 +53,7 @@ def plot_ramachandran(
     shown = {name: histogram for name, histogram in named.items() if histogram is not None}
     compared = "flow" if reweighted is None else "reweighted"
     divergences = {name: total_variation(shown[name], reference) for name in shown}
-    axes = _new_figure(3.9 * (len(shown) + 1) + 1.2, 3.9).subplots(1, len(shown) + 1, sharey=True)
+    axes = new_figure(3.9 * (len(shown) + 1) + 1.2, 3.9).subplots(1, len(shown) + 1, sharey=True)
     for panel, (name, histogram) in zip(axes, shown.items(), strict=False):
         image = _draw_free_energy(panel, histogram)
         title = f"{name}, {_count(histogram.num_samples)} samples"
@@ -91,17 +89,17 @@ def plot_profiles(
     """
     if not profiles:
         raise ValueError("profiles must hold one at least")
-    axes = _new_figure(7.0, 4.4).subplots() if axes is None else axes
+    axes = new_figure(7.0, 4.4).subplots() if axes is None else axes
     highest = 1.0
-    for (name, profile), colour in zip(profiles.items(), itertools.cycle(_COLOURS), strict=False):
+    for (name, profile), shade in zip(profiles.items(), itertools.cycle(_shades()), strict=False):
         x, y = _array(profile.centres), _array(profile.free_energy)
         low, high = _array(profile.low), _array(profile.high)
         shown = np.where(np.isfinite(y), y, np.nan)
-        axes.plot(x, shown, color=colour, linewidth=1.8, marker=".", markersize=4, label=name)
+        axes.plot(x, shown, color=shade, linewidth=1.8, marker=".", markersize=4, label=name)
         known = np.isfinite(high)
-        axes.fill_between(x, low, high, where=known, color=colour, alpha=0.25, linewidth=0)
+        axes.fill_between(x, low, high, where=known, color=shade, alpha=0.25, linewidth=0)
         # a bin that replicates found empty has no upper end: there the band goes on beyond the picture
-        axes.fill_between(x, low, 1e6, where=np.isfinite(low) & ~known, color=colour, alpha=0.06, linewidth=0)
+        axes.fill_between(x, low, 1e6, where=np.isfinite(low) & ~known, color=shade, alpha=0.06, linewidth=0)
         highest = max(highest, *shown[known])
     axes.set_ylim(-0.06 * highest, 1.4 * highest)
     axes.set_xlabel(coordinate)
@@ -145,7 +143,7 @@ def plot_energies(
     """
     if log_weights is not None and log_weights.shape != flow.shape:
         raise ValueError(f"log_weights must be of shape {tuple(flow.shape)}, got {tuple(log_weights.shape)}")
-    axes = _new_figure(7.0, 4.4).subplots() if axes is None else axes
+    axes = new_figure(7.0, 4.4).subplots() if axes is None else axes
     scale = 1.0 if kT is None else 1 / kT
     values = scale * _array(flow)
     series: list[tuple[str, np.ndarray, np.ndarray | None]] = [("flow", values, None)]
@@ -157,9 +155,9 @@ def plot_energies(
     most = np.quantile(values[np.isfinite(values)], 0.98)
     high = max(high, min(most, high + (high - low)))
     beyond = np.mean(~(values <= high))
-    for (name, x, weights), colour in zip(series, _COLOURS, strict=False):
+    for (name, x, weights), shade in zip(series, _shades(), strict=False):
         label = f"flow ({100 * beyond:.2g} % beyond)" if name == "flow" and beyond > 0 else name
-        _draw_density(axes, x, weights, (low, high), colour, label, filled=name == "reference" or len(series) == 1)
+        _draw_density(axes, x, weights, (low, high), shade, label, filled=name == "reference" or len(series) == 1)
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel(f"energy ({unit if kT is None else 'kT'})")
@@ -205,7 +203,7 @@ def plot_marginals(
     if names is not None and len(names) != num:
         raise ValueError(f"names must be {num}, one for each column, got {len(names)}")
     weights = None if log_weights is None else _weights(log_weights)
-    panels = _grid(num, columns, 2.5, 1.9)
+    panels = new_panels(num, columns, 2.5, 1.9)
     for i, axes in enumerate(panels):
         values = _array(flow[:, i])
         series = [("flow" if weights is None else "reweighted", values, weights)]
@@ -213,12 +211,12 @@ def plot_marginals(
             series.insert(0, ("reference", _array(reference[:, i]), None))
         limits = _limits(*series[0][1:])
         for name, x, w in series:
-            colour, filled = (_GREY, True) if name == "reference" else (_ORANGE if w is not None else _BLUE, False)
-            _draw_density(axes, x, w, limits, colour, name, filled=filled or len(series) == 1)
+            shade, filled = (ink(0.7), True) if name == "reference" else (colour(int(w is not None)), False)
+            _draw_density(axes, x, w, limits, shade, name, filled=filled or len(series) == 1)
         axes.set_yticks([])
         axes.locator_params(axis="x", nbins=4)
         _title(axes, names[i] if names is not None else f"{i}")
-        _clean(axes)
+        tidy(axes)
         axes.tick_params(labelsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     panels[0].figure.supxlabel(f"value ({unit})", fontsize=11)
@@ -262,31 +260,12 @@ def plot_conformations(
     pairs = np.asarray(bonds, dtype=int).reshape(-1, 2)
     placed = _aligned(_array(positions).astype(float))
     reach = 1.08 * np.abs(placed[..., :2]).max(axis=(0, 1))
-    panels = _grid(len(placed), columns, 2.2, 2.2 * reach[1] / reach[0])
+    panels = new_panels(len(placed), columns, 2.2, 2.2 * reach[1] / reach[0])
     for axes, points in zip(panels, placed, strict=True):
         _draw_sticks(axes, points, pairs, symbols)
         axes.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]), aspect="equal")
         axes.axis("off")
     return panels
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures are drawn with matplotlib: pip install pyro-coupling[plots]") from error
-    # not pyplot, which keeps every figure in a global list
-    return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
-
-
-def _grid(num: int, columns: int, width: float, height: float) -> np.ndarray:
-    columns = min(columns, num)
-    rows = math.ceil(num / columns)
-    figure = _new_figure(width * columns, height * rows + 0.3)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for empty in panels[num:]:
-        empty.remove()
-    return panels[:num]
 
 
 def _draw_free_energy(axes: Axes, histogram: Ramachandran) -> Any:
@@ -320,7 +299,7 @@ def _draw_density(
     values: np.ndarray,
     weights: np.ndarray | None,
     limits: tuple[float, float],
-    colour: str,
+    shade: Colour,
     label: str,
     filled: bool,
 ) -> None:
@@ -330,7 +309,7 @@ def _draw_density(
     heights, edges = np.histogram(values, bins, limits, weights=weights)
     heights = heights / np.diff(edges)  # of all samples, also of those beyond the limits
     style = {"alpha": 0.35, "linewidth": 0.0} if filled else {"linewidth": 1.8, "baseline": None}
-    axes.stairs(heights, edges, fill=filled, color=colour, label=label, **style)
+    axes.stairs(heights, edges, fill=filled, color=shade, label=label, **style)
 
 
 def _draw_sticks(axes: Axes, points: np.ndarray, bonds: np.ndarray, symbols: Sequence[str]) -> None:
@@ -341,7 +320,7 @@ def _draw_sticks(axes: Axes, points: np.ndarray, bonds: np.ndarray, symbols: Seq
         middle = (points[i] + points[j]) / 2
         for atom in (i, j):
             halves.append([points[atom][:2], middle[:2]])
-            colours.append(_ELEMENTS.get(symbols[atom], _GREEN))
+            colours.append(_ELEMENTS.get(symbols[atom], colour(2)))
             widths.append(1.6 if "H" in (symbols[i], symbols[j]) else 3.4)
             depths.append((points[atom][2] + middle[2]) / 2)
     order = np.argsort(depths)
@@ -384,6 +363,11 @@ def _weights(log_weights: Tensor) -> np.ndarray:
     return _array(torch.softmax(log_weights.detach().double(), 0))
 
 
+def _shades() -> list[Colour]:
+    """Two colours for the flow, the colour of text for the reference, one more."""
+    return [colour(0), colour(1), ink(0.7), colour(2)]
+
+
 def _count(number: int) -> str:
     mantissa, exponent = f"{number:.1e}".split("e")
     return str(number) if number < 10_000 else f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -399,7 +383,7 @@ def _title(axes: Axes, text: str) -> None:
 
 def _finish(axes: Axes) -> Axes:
     axes.legend(frameon=False, fontsize=11)
-    _clean(axes)
+    tidy(axes)
     return axes
 
 

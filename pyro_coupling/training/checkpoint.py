@@ -98,7 +98,7 @@ def take_snapshot(trainer: Trainer, notes: dict[str, Any] | None = None, starts:
         # the flow's own parameters are the averages once a run is over, so both are kept by number
         tensors[f"parameter.{i}"] = trainer.last[i] if trainer.last else parameter
         tensors[f"average.{i}"] = average
-    for i, state in trainer.optimizer.state_dict()["state"].items():
+    for i, state in trainer.optimizer.state_dict().items():
         tensors |= {f"adam.{i}.{name}": value for name, value in state.items()}
     for i, start in enumerate(starts):
         tensors |= {f"start.{i}.{name}": value for name, value in start.tensors.items()}
@@ -106,8 +106,11 @@ def take_snapshot(trainer: Trainer, notes: dict[str, Any] | None = None, starts:
     tensors["global_generator"] = torch.get_rng_state()  # dropout draws from it
     if trainer.recent:
         tensors["recent"] = torch.stack(list(trainer.recent))
+    extra = trainer.extra_state()
+    tensors |= {f"extra.{name}": value for name, value in extra.items() if isinstance(value, Tensor)}
     state = {
         "notes": notes or {},
+        "extra": {name: value for name, value in extra.items() if not isinstance(value, Tensor)},
         "starts": [[type(start).__name__, start.elbo, start.source] for start in starts],
         "record": asdict(trainer.record),
         "limits": [trainer.schedule.max_steps, trainer.schedule.max_seconds],
@@ -189,9 +192,7 @@ def _restore(trainer: Trainer, flow: dict[str, Tensor], tensors: dict[str, Tenso
         for i, parameter in enumerate(trainer.parameters):
             parameter.copy_(tensors[f"parameter.{i}"])
             trainer.averages[i].copy_(tensors[f"average.{i}"])
-    trainer.optimizer.load_state_dict(
-        {"state": _adam_state(tensors), "param_groups": trainer.optimizer.state_dict()["param_groups"]}
-    )
+    trainer.optimizer.load_state_dict(_adam_state(tensors))
     trainer.generator.set_state(tensors["generator"])
     torch.set_rng_state(tensors["global_generator"])
     recent = tensors.get("recent", torch.empty(0, 0))
@@ -199,11 +200,16 @@ def _restore(trainer: Trainer, flow: dict[str, Tensor], tensors: dict[str, Tenso
         trainer.recent = deque(recent.to(trainer.target.device).unbind(0), maxlen=trainer.recent.maxlen)
     began = state["decay_began"]
     began = None if began is None else (int(began[0]), float(began[1]))
-    planned = Schedule(*state["limits"])
+    max_steps, max_seconds = state["limits"]
+    planned = replace(trainer.schedule, max_steps=max_steps, max_seconds=max_seconds)
     if began is not None and _near_end(planned, began) and not _near_end(trainer.schedule, began):
         began = None
     trainer.schedule.decay_began = began
     trainer.schedule.decay_steps = state["decay_steps"]
+    trainer.load_extra_state(
+        state.get("extra", {})
+        | {name: value.to(trainer.target.device) for name, value in _under("extra.", tensors).items()}
+    )
 
 
 def _near_end(schedule: Schedule, began: tuple[int, float]) -> bool:

@@ -13,7 +13,8 @@ class Schedule:
     """Warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): the end need not be known in advance.
 
     The decay begins when `begin_decay` is called, because the fit no longer improves, or when as much of
-    the budget is left as the decay takes. It follows a half cosine to a hundredth of the step size.
+    the budget is left as the decay takes; then it lasts until the budget is used up. It follows a half cosine to a
+    hundredth of the step size.
 
     Attributes:
         max_steps: Step at which to end at the latest.
@@ -43,7 +44,7 @@ class Schedule:
     def factor(self, step: int, seconds: float) -> float:
         """Step size relative to its peak."""
         if self.decay_began is None and self.progress(step, seconds) >= 1 - self.decay_fraction:
-            self.begin_decay(step, seconds)
+            self.decay_began, self.decay_steps = (step, seconds), self.max_steps  # no end but the budget's
         return min(1.0, (step + 1) / self.warm_up) * (
             0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self._decayed(step, seconds)))
         )

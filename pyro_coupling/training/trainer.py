@@ -19,12 +19,12 @@ from ..targets import Target
 from ..transforms import Bijection
 from .distribution import Ranks
 from .interrupts import PostponedInterrupt
+from .joined_adam import JoinedAdam
 from .objectives import ESTIMATORS
 from .schedule import Schedule
 from .steps import GradientStep
 
 _WINDOW = 200  # steps over which progress is judged
-_CLIP = 10.0
 _AVERAGE_EVERY, _AVERAGE_WEIGHT = 10, 0.1
 
 
@@ -128,7 +128,7 @@ class Trainer:
         self.generator = generator or torch.Generator(device=target.device)
         self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
         self.gradient_step = GradientStep(flow, target, estimator, compile, self.ranks)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = JoinedAdam(self.parameters, learning_rate)
         self.averages = [p.detach().clone() for p in self.parameters]
         self.last: list[Tensor] = []  # the optimiser's own parameters, once a run has put the average in their place
         self.schedule = Schedule(max_steps, max_seconds)
@@ -165,6 +165,13 @@ class Trainer:
             torch._foreach_copy_(self.parameters, self.averages)
         return self.record
 
+    def extra_state(self) -> dict[str, Any]:
+        """What a subclass needs to go on from a checkpoint, beside what this class has: tensors, or for JSON."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes up what `extra_state` returned."""
+
     def state(self) -> TrainingState:
         """A glance at the fit as it is now."""
         record = self.record
@@ -176,8 +183,7 @@ class Trainer:
 
     def _step(self, seconds: float) -> None:
         record, step = self.record, self.record.num_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * self.schedule.factor(step, seconds)
+        self.optimizer.learning_rate = self.learning_rate * self.schedule.factor(step, seconds)
         z = torch.randn(
             self.num_particles, self.target.dim,
             dtype=self.target.dtype, device=self.target.device, generator=self.generator,
@@ -202,10 +208,7 @@ class Trainer:
 
     def clip_and_step(self) -> None:
         """Clips the gradients, takes the optimiser's step and moves the running average."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, _CLIP, foreach=True)
-        if bool(norm.isfinite()):
-            self.optimizer.step()
-        else:
+        if not self.optimizer.step():
             self.record.skipped_steps += 1
         if self.record.num_steps % _AVERAGE_EVERY == 0:
             # the average reaches back over the last hundred steps, and over fewer at the start

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["DiagonalAffine", "LowRankAffine", "LowerTriangularAffine"]
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -263,7 +265,7 @@ class LowRankAffine(Bijection):
 def _solve(tril: Tensor, rows: Tensor, transpose: bool = False) -> Tensor:
     """``tril^-1 row`` (or ``tril^-T row``) for every row of ``rows``, ``(*batch, dim)``."""
     matrix = tril if transpose else tril.mT
-    flat = rows.reshape(rows.shape[:-1].numel(), rows.size(-1))
+    flat = rows.reshape(math.prod(rows.shape[:-1]), rows.size(-1))
     return torch.linalg.solve_triangular(matrix, flat, upper=not transpose, left=False).reshape(rows.shape)
 
 

@@ -177,6 +177,13 @@ def test_a_rung_is_filled_with_draws_of_its_temperature():
     assert cooling.rungs[0].ess == pytest.approx(math.sqrt(3) / 2, abs=0.02)  # E[w]^2 / E[w^2]
 
 
+@pytest.mark.parametrize("max_steps", [3, 10, 17])
+def test_a_short_training_ends_at_the_temperature_that_is_asked_for(max_steps):
+    generator = small(Springs(), max_steps, hottest=4.0, num_rungs=8, buffer_size=50)
+    levels = [rung.kT for rung in generator.rungs]
+    assert levels[-1] == pytest.approx(0.5) and levels == sorted(levels, reverse=True)
+
+
 def test_log_density_is_normalised():
     flow = trained().flow
     grid = torch.linspace(-6, 6, 241)
@@ -193,6 +200,9 @@ def test_log_density_is_normalised():
         ({"temperature": 0.0}, "temperature"),
         ({"kT": 1.0, "hottest": 0.5}, "hottest must be 1 or more, got 0.5"),
         ({"kT": 1.0, "num_particles": 0}, "num_particles must be a positive"),
+        ({"kT": 1.0, "num_particles": 0.5}, "num_particles must be a positive integer, got 0.5"),
+        ({"kT": 1.0, "num_rungs": 2.5}, "num_rungs must be a positive integer, got 2.5"),
+        ({"kT": 1.0, "buffer_size": 100.0}, "buffer_size must be a positive integer, got 100.0"),
         ({"kT": 1.0, "flow": flows.nice(3)}, r"flow must map \(2,\) to \(2,\), but maps \(3,\)"),
         ({"kT": 1.0, "coordinates": flows.nice(3)}, r"coordinates give configurations of shape \(3,\)"),
     ],
@@ -215,5 +225,9 @@ def test_data_that_do_not_fit():
         generator.train(max_steps=1, data=torch.zeros(5, 3))
     with pytest.raises(ValueError, match="data: 1 of 3 configurations are not finite"):
         generator.train(max_steps=1, data=torch.tensor([[0.0, 0.0], [math.nan, 0.0], [1.0, 1.0]]))
+    with pytest.raises(ValueError, match=r"max_steps must be a positive integer, got 0\.5"):
+        generator.train(max_steps=0.5)
+    with pytest.raises(ValueError, match=r"num_samples must be a positive integer, got 1\.5"):
+        generator.sample(1.5)
     with pytest.raises(ValueError, match="max_seconds must be a positive"):
         generator.train(max_seconds=-1)

@@ -3,5 +3,14 @@
 from .base_map import InformedBase
 from .cartesian import CenterFree, Whitening
 from .internal import InternalCoordinates
+from .particles import Cluster, PlanarCluster, SpatialCluster
 
-__all__ = ["CenterFree", "InformedBase", "InternalCoordinates", "Whitening"]
+__all__ = [
+    "CenterFree",
+    "Cluster",
+    "InformedBase",
+    "InternalCoordinates",
+    "PlanarCluster",
+    "SpatialCluster",
+    "Whitening",
+]

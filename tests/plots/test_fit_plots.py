@@ -1,4 +1,4 @@
-"""What `plot_fit` draws, and what it refuses."""
+"""What `plot_fit` and `plot_training` draw, and what they refuse."""
 
 import sys
 
@@ -11,7 +11,7 @@ import torch
 from pyro_coupling import FlowVI
 
 pytest.importorskip("matplotlib")
-from pyro_coupling.plots import plot_fit
+from pyro_coupling.plots import plot_fit, plot_training
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -58,14 +58,6 @@ def test_the_picture_has_1600_by_1000_pixels(vi, tmp_path):
     figure.savefig(tmp_path / "fit.png")
     header = (tmp_path / "fit.png").read_bytes()[16:24]
     assert tuple(np.frombuffer(header, ">u4")) == (1600, 1000)
-
-
-def test_no_figure_stays_with_pyplot(vi):
-    from matplotlib import pyplot
-
-    before = pyplot.get_fignums()
-    plot_fit(vi)
-    assert pyplot.get_fignums() == before
 
 
 def test_compared_draws_are_in_the_legend_where_there_are_any(vi):
@@ -119,6 +111,43 @@ def test_draws_of_another_shape_are_refused(vi):
 def test_a_fit_that_was_not_run_is_refused():
     with pytest.raises(RuntimeError, match="run"):
         plot_fit(FlowVI(model))
+
+
+def test_training_shows_what_the_run_has_kept_and_the_khat_it_is_given(vi):
+    elbo, ess, khat = axes = plot_training(vi, {200: 0.6, 100: 0.9})
+    elbo.figure.savefig("/dev/null", format="png", dpi=20)
+    assert [panel.get_ylabel() for panel in axes] == ["ELBO (nats)", "relative ESS", "k-hat"]
+    assert list(elbo.lines[0].get_xdata()) == list(ess.lines[0].get_xdata()) == vi.record.steps
+    assert list(elbo.lines[0].get_ydata()) == vi.record.elbo
+    assert list(ess.lines[0].get_ydata()) == vi.record.ess
+    assert elbo.lines[1].get_ydata()[0] == vi.diagnostics()["log_evidence"]
+    assert khat.lines[0].get_xydata().tolist() == [[100, 0.9], [200, 0.6]]
+    assert [line.get_ydata()[0] for line in khat.lines[1:]] == [0.5, 0.7]
+
+
+def test_training_ends_in_the_khat_of_the_fit(vi):
+    (point,) = plot_training(vi)[2].lines[0].get_xydata().tolist()
+    assert point == [vi.record.num_steps, vi.diagnostics()["khat"]]
+
+
+def test_training_is_drawn_on_axes_that_are_given(vi):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots(3, 1)
+    assert all(plot_training(vi, axes=axes) == axes)
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda vi: plot_training(FlowVI(model)), RuntimeError, "run"),
+        (lambda vi: plot_training(vi, [0.5]), TypeError, "khat must map"),
+        (lambda vi: plot_training(vi, axes=[None]), ValueError, "axes must be"),
+    ],
+)
+def test_training_refuses(vi, draw, error, message):
+    with pytest.raises(error, match=message):
+        draw(vi)
 
 
 def test_without_matplotlib_it_names_the_extra(vi, monkeypatch):
