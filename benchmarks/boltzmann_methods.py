@@ -4,7 +4,7 @@ All start from the same small flow, four spline couplings, with the same batches
 settings of the method. Seconds are those of the processor, so that what else runs on the machine does not matter.
 Modes are counted among the flow's own draws; the error of their weights is that of weighted draws.
 
-    python -m benchmarks.boltzmann_methods [--seconds 45] [--dims 6 16] [--figure docs/images/steerable.png]
+    python -m benchmarks.boltzmann_methods [--seconds 30] [--dims 6 16] [--figure docs/images/steerable.png]
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def draw(steered: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=45.0)
+    parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--dims", type=int, nargs="+", default=[6, 16])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path)

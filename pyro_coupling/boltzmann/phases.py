@@ -91,7 +91,7 @@ class PhasedTrainer(Trainer):
         self._phase = 0  # never goes back, also where the budget was raised
         before = sum(share for _, share in phases)
         # the step size decays over the second half of the last phase, or the last fifth where that phase is missing
-        self.schedule.decay_fraction = 0.5 * (1 - before) if before < 1 else 0.2
+        self.schedule.decay_fraction = 0.5 * (1 - before) if before < 1 - 1e-6 else 0.2
 
     @property
     def num_energies(self) -> int:

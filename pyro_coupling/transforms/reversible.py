@@ -6,12 +6,14 @@ __all__ = ["Step", "checkpointed_sweep", "in_function_transform", "reversible_sw
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .base import Conditioned
 
 #: A module with parameters, its map, and the inverse of that; both return value and log-determinant.
 Step = tuple[nn.Module, Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor]]]
@@ -35,8 +37,8 @@ def reversible_sweep(
         The output and the log-determinant ``(*batch,)``.
     """
     # each once: a part that stands in two places gets the sum of its gradients
-    parameters = dict.fromkeys(p for module, _, _ in steps for p in module.parameters() if p.requires_grad)
-    return _ReversibleSweep.apply(steps, on_drift, x, context, *parameters)
+    held = dict.fromkeys(tensor for module, _, _ in steps for tensor in _held(module))
+    return _ReversibleSweep.apply(steps, on_drift, x, context, *held)
 
 
 def sweep(steps: Iterable[Step], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -94,23 +96,27 @@ def in_function_transform(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def _held(module: nn.Module) -> list[Tensor]:
+    """What a module has gradients of: its parameters, and contexts that parts of it were conditioned on."""
+    contexts = [part.context for part in module.modules() if isinstance(part, Conditioned)]
+    return [tensor for tensor in (*module.parameters(), *contexts) if tensor.requires_grad]
+
+
 class _ReversibleSweep(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, steps: list[Step], on_drift: Callable, x: Tensor, context: Tensor | None, *parameters: Tensor
-    ):
+    def forward(ctx: Any, steps: list[Step], on_drift: Callable, x: Tensor, context: Tensor | None, *held: Tensor):
         y, total = sweep(steps, x, context)
         if y is x:  # of identities only; autograd asks for an output of its own
             y = y.clone()
-        ctx.save_for_backward(x, context, y, *parameters)
-        ctx.steps, ctx.on_drift = steps, on_drift
+        ctx.save_for_backward(x, context, y, *held)  # saving checks that none is changed before backward
+        ctx.steps, ctx.on_drift, ctx.held = steps, on_drift, held
         return y, total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_total: Tensor):
-        x, context, y, *parameters = ctx.saved_tensors
-        gradients = _Gradients(context, parameters)
+        x, context, y, *_ = ctx.saved_tensors
+        gradients = _Gradients(context, ctx.held)
         rebuilt = _rebuilt_inputs(ctx.steps, y, context)
         grad_x, last = gradients.pull(ctx.steps, rebuilt, grad_y, grad_total)
         if _drifted(last, x):
@@ -120,18 +126,18 @@ class _ReversibleSweep(torch.autograd.Function):
                 stacklevel=2,
             )
             ctx.on_drift()
-            gradients = _Gradients(context, parameters)
+            gradients = _Gradients(context, ctx.held)
             grad_x, _ = gradients.pull(ctx.steps, reversed(_inputs(ctx.steps, x, context)), grad_y, grad_total)
-        return None, None, grad_x, gradients.of_context, *(gradients.of_parameter[id(p)] for p in parameters)
+        return None, None, grad_x, gradients.of_context, *(gradients.of_held[id(tensor)] for tensor in ctx.held)
 
 
 class _Gradients:
-    """Adds up gradients of parameters and context over the steps."""
+    """Adds up gradients of the context, and of what the steps hold, over the steps."""
 
-    def __init__(self, context: Tensor | None, parameters: list[Tensor]) -> None:
+    def __init__(self, context: Tensor | None, held: Sequence[Tensor]) -> None:
         self.context = context
         self.of_context: Tensor | None = None
-        self.of_parameter: dict[int, Tensor | None] = {id(p): None for p in parameters}
+        self.of_held: dict[int, Tensor | None] = {id(tensor): None for tensor in held}
 
     def pull(
         self, steps: list[Step], inputs: Iterable[Tensor], grad: Tensor, grad_total: Tensor
@@ -149,12 +155,12 @@ class _Gradients:
             if context is not None and context.is_floating_point():
                 context = context.detach().requires_grad_()
             y, log_det = step(leaf, context)
-        own = [p for p in module.parameters() if id(p) in self.of_parameter]
+        own = [tensor for tensor in _held(module) if id(tensor) in self.of_held]
         sources = [leaf, *own] + ([] if context is None else [context])
         outputs = [(y, grad)] + ([(log_det, grad_total.expand_as(log_det))] if log_det.requires_grad else [])
         found = torch.autograd.grad([o for o, _ in outputs], sources, [g for _, g in outputs], allow_unused=True)
-        for parameter, gradient in zip(own, found[1:], strict=False):
-            self.of_parameter[id(parameter)] = _add(self.of_parameter[id(parameter)], gradient)
+        for tensor, gradient in zip(own, found[1:], strict=False):
+            self.of_held[id(tensor)] = _add(self.of_held[id(tensor)], gradient)
         if context is not None:
             self.of_context = _add(self.of_context, found[-1])
         return torch.zeros_like(x) if found[0] is None else found[0]

@@ -55,6 +55,20 @@ def test_values_and_gradients_are_those_of_an_ordinary_chain(mode, context_dim, 
 
 
 @modes
+def test_contexts_that_parts_hold_have_gradients(mode):
+    layers = parts(context_dim=2)
+    x = torch.randn(7, 4, dtype=torch.float64)
+    given = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    found = []
+    for chosen in ({}, mode):
+        encoded = given.tanh()  # as from an encoder: no leaf of the graph
+        first, second = layers[0].condition(encoded[0]), layers[2].condition(encoded[1]).inv
+        y, log_det = Chain([first, layers[1], second, first], **chosen).forward_and_log_det(x)
+        found.append(torch.autograd.grad(y.square().sum() + log_det.sum(), given)[0])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@modes
 def test_score_and_its_gradients_are_those_of_an_ordinary_chain(mode):
     plain, frugal = pair(mode)
     x = torch.randn(7, 4, dtype=torch.float64)
