@@ -5,9 +5,10 @@ Election Study; a logistic regression on ideology whose intercept and slope vary
 income, as in multilevel regression with post-stratification (Gelman and Hill 2006, chapter 14). Most cells have few
 respondents, eight have none, and partial pooling decides how far each may stand apart. 166 latent variables.
 
-Run it with ``make demo`` or ``python examples/demo.py``; it takes about three minutes.
+Run it with ``make demo`` or ``python examples/demo.py [--quick] [--output demo_output]``; it takes about three minutes.
 """
 
+import argparse
 import csv
 import time
 from pathlib import Path
@@ -83,12 +84,16 @@ def run_nuts(data: dict[str, torch.Tensor], warmup: int = 200, draws: int = 300,
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of picture and draws")
+    options = parser.parse_args()
     data = load()
     print(f"{len(data['republican'])} respondents in {len(data['cell'].unique())} of 80 cells\n")
 
     print("FlowVI")
     began = time.monotonic()
-    vi = FlowVI(model, max_seconds=60, seed=0).run(**data)
+    vi = FlowVI(model, max_seconds=3 if options.quick else 60, seed=0).run(**data)
     fitted = time.monotonic()
     samples = vi.get_samples(DRAWS)
     flow_seconds = time.monotonic() - began
@@ -102,15 +107,15 @@ def main() -> None:
     print(fit["message"], "\n")
 
     print("NUTS (Pyro), one chain, 200 steps of warm-up and 300 draws")
-    chain, nuts_seconds = run_nuts(data)
+    chain, nuts_seconds = run_nuts(data, max_seconds=3.0 if options.quick else 110.0)
     print(f"{nuts_seconds:.1f} s\n")
     report(samples, flow_seconds, fit["ess"], chain, nuts_seconds)
 
-    OUTPUT.mkdir(exist_ok=True)
-    plot_fit(vi, chain, TOP, compare_label="NUTS").savefig(OUTPUT / "posterior.png")
-    vi.to_arviz(DRAWS).to_netcdf(str(OUTPUT / "posterior.nc"))
-    print("\nPicture:  demo_output/posterior.png")
-    print("Draws, predictions, log likelihoods, data:  demo_output/posterior.nc (arviz.from_netcdf)")
+    options.output.mkdir(parents=True, exist_ok=True)
+    plot_fit(vi, chain or None, TOP, compare_label="NUTS").savefig(options.output / "posterior.png")
+    vi.to_arviz(DRAWS).to_netcdf(str(options.output / "posterior.nc"))
+    print(f"\nPicture:  {options.output / 'posterior.png'}")
+    print(f"Draws, predictions, log likelihoods, data:  {options.output / 'posterior.nc'} (arviz.from_netcdf)")
 
 
 def report(samples, flow_seconds, relative_ess, chain, nuts_seconds) -> None:

@@ -3,7 +3,7 @@
 Each flow is fitted by maximum likelihood to samples of a density that is known exactly, so the table shows the true
 Kullback-Leibler divergence from the density to the flow: 0 is perfect. About five minutes on one core.
 
-    python examples/densities.py [--steps 2000] [--output demo_output]
+    python examples/densities.py [--steps 2000] [--quick] [--output demo_output]
 """
 
 import argparse
@@ -86,8 +86,10 @@ def save(figure, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000, help="steps of training for each flow")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the two pictures")
     options = parser.parse_args()
+    steps = 3 if options.quick else options.steps
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
 
@@ -104,7 +106,7 @@ def main() -> None:
         for column, make in enumerate(FLOWS.values()):
             torch.manual_seed(0)
             flow = make(2, LAYERS, HIDDEN).inv  # turned round, it learns densities from data faster
-            model = fit(flow, density, options.steps)
+            model = fit(flow, density, steps)
             found, error = divergence(density, model)
             cells.append(f"{found:.3f} ± {error:.3f}")
             axes = square_axes[0, column] if name == "square" else table[row, column + 1]

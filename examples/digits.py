@@ -1,6 +1,6 @@
 """Handwritten digits: a class-conditional Glow, its bits per dimension on held-out images, a sheet of samples.
 
-    python examples/digits.py [--steps 1000] [--flow glow|real_nvp] [--output digits_output]
+    python examples/digits.py [--steps 1000] [--quick] [--flow glow|real_nvp] [--output digits_output]
 
 The 1797 images of 8 x 8 pixels with 17 grey levels come with scikit-learn.
 """
@@ -97,6 +97,7 @@ def draw(flow: Bijection, real: torch.Tensor, classes: torch.Tensor, path: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--flow", choices=["glow", "real_nvp"], default="glow")
     parser.add_argument("--output", type=Path, default=Path("digits_output"))
     arguments = parser.parse_args()
@@ -105,7 +106,7 @@ def main() -> None:
     images, classes, held_out, held_out_classes = data()
     bits = Bits(build(arguments.flow))
     print(f"{arguments.flow} with {sum(p.numel() for p in bits.parameters()):,} parameters")
-    bits = train(bits, images, classes, arguments.steps)
+    bits = train(bits, images, classes, 5 if arguments.quick else arguments.steps)
     with torch.no_grad():
         for name, x, c in (("training", images, classes), ("held-out", held_out, held_out_classes)):
             found = torch.stack([bits(x, c) for _ in range(10)])

@@ -5,7 +5,7 @@ large conditioners, all trained for as many steps. The last one counts the zeros
 dimensions: pairs of entries of which one has no say in the other. About fifteen minutes on one core, most of it for the
 sixteen layers.
 
-    python examples/how_many_layers.py [--steps 1000] [--output demo_output]
+    python examples/how_many_layers.py [--steps 1000] [--quick] [--output demo_output]
 """
 
 import argparse
@@ -84,11 +84,12 @@ def mixing(output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="steps of training for each flow; 0 for the last table")
+    parser.add_argument("--quick", action="store_true", help="the last table only, to see that it runs")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the picture")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    if options.steps:
+    if options.steps and not options.quick:
         deep_or_wide("spirals", options.steps)
         deep_or_wide("checkerboard", options.steps)
     mixing(options.output)

@@ -1,6 +1,6 @@
 """Speech: WaveGlow learns to speak after a mel spectrogram.
 
-    python examples/speech.py [--steps 600] [--output speech_output]
+    python examples/speech.py [--steps 600] [--quick] [--output speech_output]
 
 The recording `data/speech.wav` (8 kHz) was made with espeak-ng. Its end is held out; the trained flow speaks it
 anew from the spectrogram alone. Ends with a sound file and a picture of both spectrograms.
@@ -70,6 +70,7 @@ def train(flow: Bijection, sound: torch.Tensor, mel: torch.Tensor, steps: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--output", type=Path, default=Path("speech_output"))
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -84,7 +85,7 @@ def main() -> None:
     print(
         f"wave_glow with {sum(p.numel() for p in flow.parameters()):,} parameters, {len(known) / rate:.1f} s of speech"
     )
-    train(flow, known, mel_spectrogram(known, rate), arguments.steps)
+    train(flow, known, mel_spectrogram(known, rate), 2 if arguments.quick else arguments.steps)
 
     whole = build(held_out).eval()
     whole.load_state_dict(flow.state_dict())

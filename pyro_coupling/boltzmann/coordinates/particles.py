@@ -97,7 +97,7 @@ class Cluster(Bijection):
         heavy = torch.stack(weights).nan_to_num(-torch.inf, -torch.inf, -torch.inf).sort(-1).values[:, -_TRIALS // 50]
         if not bool(heavy.isfinite().any()):
             raise ValueError(f"{cls.__name__}: the energy is finite at no length between 1e-3 and 1e3")
-        return cls(particles, float(log_lengths[heavy.argmax()].exp()))  # type: ignore[call-arg]
+        return cls(particles, float(log_lengths[heavy.argmax()].exp()))  # type: ignore[call-arg, arg-type]
 
     def extra_repr(self) -> str:
         return f"particles={self.output_shape[0]}, length={self.length:g}"
