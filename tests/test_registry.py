@@ -15,6 +15,7 @@ from torch import nn
 
 import pyro_coupling
 from pyro_coupling import AutoCouplingFlow
+from pyro_coupling.boltzmann.coordinates import Cluster
 from pyro_coupling.registry import arguments_of, construct, name_of, named, register
 from pyro_coupling.transforms import Bijection, Elementwise, Scale
 from pyro_coupling.transforms.linear import AlongDim
@@ -271,7 +272,7 @@ def parts_of_the_package():
         found.update(cls for cls in subclasses if cls.__module__.startswith("pyro_coupling."))
     # energies and what coordinates are made of are modules, but no parts of flows
     found = {cls for cls in found if issubclass(cls, Bijection) or ".boltzmann." not in cls.__module__}
-    bases = {Bijection, AlongDim, AutoCouplingFlow}
+    bases = {Bijection, AlongDim, AutoCouplingFlow, Cluster}
     return sorted(
         (cls for cls in found - bases if not inspect.isabstract(cls) and not cls.__name__.startswith("_")),
         key=lambda cls: cls.__name__,
