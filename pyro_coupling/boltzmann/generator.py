@@ -17,11 +17,12 @@ from ..diagnostics import clip_largest, log_evidence, relative_ess
 from ..training import TrainingRecord, TrainingState
 from ..training.progress import ProgressLine
 from ..training.threads import suitable_threads
-from ..transforms import Bijection, Reshape
+from ..transforms import Bijection
 from . import units
 from .checks import check_count, check_positive
-from .coordinates import CenterFree, Cluster, PlanarCluster, SpatialCluster
-from .energies import Energy, PairEnergy
+from .choices import chosen_coordinates, device_of
+from .coordinates import Cluster
+from .energies import Energy
 from .fab import FlowBootstrap
 from .flows import default_flow
 from .mass_transport import MassTransport
@@ -163,8 +164,8 @@ class BoltzmannGenerator:
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         self._given_seed = seed
         dtype = dtype or torch.get_default_dtype()
-        device = torch.device(device) if device is not None else _device(energy, coordinates)
-        coordinates = _coordinates(energy, coordinates, self.kT * hottest)
+        device = torch.device(device) if device is not None else device_of(energy, coordinates)
+        coordinates = chosen_coordinates(energy, coordinates, self.kT * hottest)
         if coordinates is not None:
             coordinates.to(device)
         self.target = BoltzmannTarget(energy, self.kT, coordinates, dtype, device)
@@ -473,39 +474,3 @@ class BoltzmannGenerator:
         with torch.no_grad():
             log_p = torch.cat([self.target.log_prob(part) for part in u.split(self.target.chunk_size)])
         return u, log_p
-
-
-def _coordinates(energy: Energy, coordinates: Bijection | None, kT: float) -> Bijection | None:
-    """Those given, or those that suit the energy, at the temperature at which training starts."""
-    shape = energy.event_shape
-    if coordinates is None:
-        return _suitable(energy, kT)
-    if coordinates.output_shape != shape:
-        raise ValueError(
-            f"BoltzmannGenerator: coordinates give configurations of shape {tuple(coordinates.output_shape)}, but the "
-            f"energy takes {tuple(shape)}"
-        )
-    return coordinates
-
-
-def _suitable(energy: Energy, kT: float) -> Bijection | None:
-    shape = energy.event_shape
-    if len(shape) != 2:
-        return None
-    clusters = {2: PlanarCluster, 3: SpatialCluster}
-    if isinstance(energy, PairEnergy) and shape[0] > 2 and shape[1] in clusters:
-        return clusters[shape[1]].suited_to(energy, kT)
-    return CenterFree(*shape) if _moves_freely(energy) else Reshape(math.prod(shape), shape)
-
-
-def _moves_freely(energy: Energy) -> bool:
-    """Whether the energy stays the same as all particles move together, which that of a lattice does not."""
-    x = torch.arange(1.0, math.prod(energy.event_shape) + 1, dtype=torch.float64, device=_device(energy, None)).sin()
-    with torch.no_grad():
-        here, there = energy(torch.stack([x, x + 1]).reshape(2, *energy.event_shape))
-    return torch.allclose(here, there, 1e-6, 1e-6, equal_nan=True)
-
-
-def _device(energy: Energy, coordinates: Bijection | None) -> torch.device:
-    parts = [*(coordinates.buffers() if coordinates is not None else ()), *energy.buffers(), *energy.parameters()]
-    return parts[0].device if parts else torch.device("cpu")

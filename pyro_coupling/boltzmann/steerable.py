@@ -17,10 +17,11 @@ from ..training.progress import ProgressLine
 from ..training.threads import suitable_threads
 from ..transforms import Bijection
 from . import units
-from .checks import check_positive
+from .checks import check_count, check_positive
+from .choices import chosen_coordinates
 from .energies import Energy
 from .flows import default_flow
-from .generator import BoltzmannGenerator, Samples, _coordinates
+from .generator import BoltzmannGenerator, Samples
 from .observables import reweighted
 from .phases import CLIPPED, Phase, PhasedTrainer, drawn, log_density
 from .target import BoltzmannTarget
@@ -124,7 +125,7 @@ class SteerableGenerator:
             )
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         if flow is None and isinstance(energy, Energy):
-            coordinates = _coordinates(energy, coordinates, self.kT[1])
+            coordinates = chosen_coordinates(energy, coordinates, self.kT[1])
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 flow = default_flow(energy, coordinates, self.kT[1], context_dim=1)
@@ -162,9 +163,10 @@ class SteerableGenerator:
         Raises:
             ValueError: If a number is out of range.
         """
-        for name, number in (("max_seconds", max_seconds), ("max_steps", max_steps)):
-            if number is not None:
-                check_positive(self, name, number)
+        if max_seconds is not None:
+            check_positive(self, "max_seconds", max_seconds)
+        if max_steps is not None:
+            check_count(self, "max_steps", max_steps)
         generator = self._hot._generator
         steering = Steering(self.flow, self._hot.target, self.kT, self.buffer_size, generator)
         steering.open = self.record is not None
