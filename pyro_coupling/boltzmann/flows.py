@@ -6,6 +6,8 @@ __all__ = ["default_flow"]
 
 import math
 
+from torch import nn
+
 from .. import flows
 from ..transforms import Bijection, Chain
 from .coordinates import Cluster, InternalCoordinates
@@ -34,4 +36,5 @@ def default_flow(energy: Energy, coordinates: Bijection | None, kT: float, conte
     # maps cost more than they help: Many-Well came to an ESS of 0.83 without and 0.54 with them in 32 dimensions, in
     # 6 to 0.92 and 0.96; Müller-Brown's surface to 0.89 and 0.99.
     linear = dim <= _LARGEST_LINEAR and not isinstance(coordinates, Cluster)
-    return flows.neural_spline(dim, 8, (64, 64), context_dim, bound=5.0, linear=linear)
+    # Rectifiers die out: after 8500 steps on the double well every unit of every second hidden layer was at zero.
+    return flows.neural_spline(dim, 8, (64, 64), context_dim, bound=5.0, linear=linear, activation=nn.SiLU)

@@ -65,7 +65,8 @@ class PhasedTrainer(Trainer):
     """Goes through phases, one after another, and spends the rest of the budget at the target by two divergences.
 
     The reverse divergence, by path gradients, makes weights even, but gives up a state of small probability sooner than
-    it learns the bridge to it. The forward one, by maximum likelihood on samples that hold that state, does not.
+    it learns the bridge to it. The forward one, by maximum likelihood on samples that hold that state, does not. While
+    the step size decays, the flow's own samples balance the states, with less noise.
 
     Args:
         flow: Base noise to coordinates.
@@ -83,7 +84,7 @@ class PhasedTrainer(Trainer):
         companion: ByExample | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(flow, target, **settings)
+        super().__init__(flow, target, balanced=True, **settings)
         self.phases = list(phases)
         self.companion = companion
         self.judged_from = None
@@ -193,8 +194,8 @@ class Replay(ByExample):
     """Maximum likelihood on samples of the flow itself, weighted for a temperature and resampled.
 
     The largest weights are clipped, and the gradient counts by the relative effective sample size: where hardly
-    a sample carries weight, there is nothing to learn from. Once the step size decays, path gradients that cover the
-    target take over: unlike these they do not fluctuate where the flow is right.
+    a sample carries weight, there is nothing to learn from. Once the step size decays, balanced path gradients take
+    over: unlike these they do not fluctuate where the flow is right.
 
     Args:
         flow: Base noise to coordinates.

@@ -43,6 +43,7 @@ class GradientStep:
             or more; without a compiler there is a warning, and an ordinary recording.
         ranks: The processes that train together; with more than one, every step is an ordinary one, as they
             talk in the midst of it.
+        balanced: See `objectives.reverse_kl`.
 
     Attributes:
         mode: ``"ordinary"``, ``"recorded"`` or ``"compiled"``: how steps are done at present.
@@ -50,11 +51,18 @@ class GradientStep:
     """
 
     def __init__(
-        self, flow: Bijection, target: Target, estimator: str, compile: bool = False, ranks: Ranks | None = None
+        self,
+        flow: Bijection,
+        target: Target,
+        estimator: str,
+        compile: bool = False,
+        ranks: Ranks | None = None,
+        balanced: bool = False,
     ) -> None:
         self.flow = flow
         self.target = target
         self.estimator = estimator
+        self.balanced = balanced
         self.compile = compile
         self.ranks = ranks or Ranks()
         self.mode = "ordinary"
@@ -89,7 +97,7 @@ class GradientStep:
     def _ordinary(self, z: Tensor, covering: bool) -> Tensor:
         for parameter in self.flow.parameters():
             parameter.grad = None
-        return reverse_kl_backward(self.flow, self.target, z, self.estimator, covering, self.ranks)
+        return reverse_kl_backward(self.flow, self.target, z, self.estimator, covering, self.ranks, self.balanced)
 
     def _start(self, z: Tensor) -> None:
         parts = -(-len(z) // self.target.chunk_size)
@@ -107,7 +115,8 @@ class GradientStep:
 
     def _try(self, z: Tensor, compile: bool) -> bool:
         try:
-            self._replay = _Replay(self.flow, self.target, self.estimator, z, compile)
+            objective = _Objective(self.flow, self.target, self.estimator, self.balanced)
+            self._replay = _Replay(objective, z, compile)
         except Exception as error:  # whatever a model or a compiler does; a true error shows in the ordinary step
             self._stop(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
             return False
@@ -140,8 +149,7 @@ class GradientStep:
 class _Replay:
     """A recorded step for base noise of one shape."""
 
-    def __init__(self, flow: Bijection, target: Target, estimator: str, z: Tensor, compile: bool) -> None:
-        objective = _Objective(flow, target, estimator)
+    def __init__(self, objective: _Objective, z: Tensor, compile: bool) -> None:
         trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         fixed = {name: p for name, p in objective.named_parameters() if not p.requires_grad}
         tensors = trained | fixed | dict(objective.named_buffers())
@@ -171,14 +179,15 @@ class _Replay:
 class _Objective(nn.Module):
     """`reverse_kl` as a module, so that the flow's parameters can be handed in."""
 
-    def __init__(self, flow: Bijection, target: Target, estimator: str) -> None:
+    def __init__(self, flow: Bijection, target: Target, estimator: str, balanced: bool) -> None:
         super().__init__()
         self.flow = flow
-        self._settings = (_Strict(target), estimator)  # in a tuple, lest a target that is a module becomes a part
+        # in a tuple, lest a target that is a module becomes a part
+        self._settings = (_Strict(target), estimator, balanced)
 
     def forward(self, z: Tensor, covering: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        target, estimator = self._settings
-        return reverse_kl(self.flow, target, z, estimator, covering)
+        target, estimator, balanced = self._settings
+        return reverse_kl(self.flow, target, z, estimator, covering, balanced=balanced)
 
 
 class _Strict:

@@ -41,6 +41,14 @@ class TrainingRecord:
         skipped_samples: Samples left out because they were not finite.
         skipped_steps: Steps left out because no gradient was finite.
         stopped_by: ``"converged"``, ``"max_steps"``, ``"max_seconds"`` or ``"interrupt"``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_coupling import FlowVI
+        >>> model = lambda: pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> record = FlowVI(model, max_steps=20, seed=0, progress=False).run().record
+        >>> record.num_steps, record.stopped_by
+        (20, 'max_steps')
     """
 
     num_steps: int = 0
@@ -62,6 +70,18 @@ class TrainingState:
         seconds: Time they took.
         progress: Part of the budget that is used, 0 to 1.
         log_weights: Log weights of the latest steps, ``(n,)``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_coupling import FlowVI
+        >>> bounds = []
+        >>> def note(state):
+        ...     if state.step % 10 == 0:
+        ...         bounds.append(state.log_weights.mean().item())
+        >>> model = lambda: pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> _ = FlowVI(model, max_steps=50, seed=0, progress=False, callback=note).run()
+        >>> len(bounds)
+        5
     """
 
     step: int
@@ -91,9 +111,20 @@ class Trainer:
         generator: Source of randomness. All ranks need the same, in the same state.
         ranks: The processes that train together, see `distribution.joined_ranks`; this one alone if not given.
         compile: Whether to compile the step, see `steps.GradientStep`.
+        balanced: Whether to mind the probabilities of separate modes while the step size decays, see
+            `objectives.reverse_kl`.
 
     Raises:
         ValueError: If an argument is out of range, or there are fewer particles than ranks.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_coupling import flows
+        >>> from pyro_coupling.targets import PyroTarget
+        >>> target = PyroTarget(lambda: pyro.sample("x", dist.StudentT(5.0, torch.zeros(2), 1.0).to_event(1)))
+        >>> flow = flows.real_nvp(2, num_layers=2)
+        >>> Trainer(flow, target, max_steps=20).run().num_steps
+        20
     """
 
     def __init__(
@@ -109,6 +140,7 @@ class Trainer:
         generator: torch.Generator | None = None,
         ranks: Ranks | None = None,
         compile: bool = False,
+        balanced: bool = False,
     ) -> None:
         for name, value in (("num_particles", num_particles), ("learning_rate", learning_rate),
                             ("max_steps", max_steps), ("max_seconds", max_seconds)):  # fmt: skip
@@ -127,7 +159,7 @@ class Trainer:
         self.estimator = estimator
         self.generator = generator or torch.Generator(device=target.device)
         self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
-        self.gradient_step = GradientStep(flow, target, estimator, compile, self.ranks)
+        self.gradient_step = GradientStep(flow, target, estimator, compile, self.ranks, balanced)
         self.optimizer = JoinedAdam(self.parameters, learning_rate)
         self.averages = [p.detach().clone() for p in self.parameters]
         self.last: list[Tensor] = []  # the optimiser's own parameters, once a run has put the average in their place

@@ -85,10 +85,11 @@ def test_where_no_sample_is_finite_the_gradient_is_zero(flow, estimator):
 
 
 @pytest.mark.parametrize("estimator", ["path", "stl"])
-@pytest.mark.parametrize("covering", [False, True])
-def test_path_gradients_vanish_where_flow_and_target_agree(estimator, covering):
+@pytest.mark.parametrize(("covering", "balanced"), [(False, False), (True, False), (True, True)])
+def test_path_gradients_vanish_where_flow_and_target_agree(estimator, covering, balanced):
     flow = flows.real_nvp(3, num_layers=2, hidden_dims=(4,)).double()  # starts as the identity
-    found, log_weights = gradient(flow, standard_normal(3), noise(64, 3), estimator, covering=covering)
+    settings = {"covering": covering, "balanced": balanced}
+    found, log_weights = gradient(flow, standard_normal(3), noise(64, 3), estimator, **settings)
     assert found.abs().max() < 1e-12
     assert log_weights.abs().max() < 1e-12
 
@@ -119,6 +120,40 @@ def test_covering_moves_the_flow_over_the_tails():
         return flow[-1].log_diag.grad.item()
 
     assert slope(True) < slope(False) < 0
+
+
+@pytest.mark.parametrize("estimator", ["path", "stl"])
+def test_balanced_adds_the_gradient_of_the_density_at_fixed_samples(flow, estimator):
+    z, target = noise(50), banana()
+    plain, log_weights = gradient(flow, target, z, estimator, covering=True)
+    found, _ = gradient(flow, target, z, estimator, covering=True, balanced=True)
+    back, log_det = flow.inverse_and_log_det(flow(z).detach())
+    log_q = log_det - 0.5 * back.square().sum(-1)
+    excess = _covering_weights(log_weights) - 1 / 50
+    expected = torch.autograd.grad(-(excess * log_q).sum(), list(flow.parameters()))
+    torch.testing.assert_close(found - plain, torch.cat([g.flatten() for g in expected]))
+
+
+def test_balanced_sees_modes_of_the_right_shape_but_the_wrong_probability():
+    flow = flows.neural_spline(1, num_layers=2).double()
+
+    class Heavier:
+        """The flow's own density, but twice as much on one side: the score is the same everywhere."""
+
+        dim, dtype, device, chunk_size = 1, torch.float64, torch.device("cpu"), 1000
+
+        def log_prob(self, x):
+            z, log_det = flow.inverse_and_log_det(x)
+            return (log_det - 0.5 * z.square()[:, 0]) + math.log(2) * (x[:, 0] > 0)
+
+    z = noise(1000, 1)
+    assert gradient(flow, Heavier(), z, "path", covering=True)[0].abs().max() < 1e-12
+    assert gradient(flow, Heavier(), z, "path", covering=True, balanced=True)[0].norm() > 0.01
+    with torch.no_grad():
+        before = flow(z).mean()
+        for parameter in flow.parameters():
+            parameter.sub_(parameter.grad)
+        assert flow(z).mean() > before  # downhill is towards the heavier side
 
 
 def test_a_failed_sample_takes_no_covering_weight_however_low_the_density():

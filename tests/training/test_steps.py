@@ -43,33 +43,34 @@ def flow_of(dim, recipe=flows.real_nvp):
     return flow
 
 
-def both_ways(flow, target, estimator="path", covering=False, scale=1.0):
+def both_ways(flow, target, estimator="path", covering=False, scale=1.0, balanced=False):
     """Log weights and gradients of an ordinary and of a replayed step, and the step."""
-    step = GradientStep(flow, target, estimator)
+    step = GradientStep(flow, target, estimator, balanced=balanced)
     z = torch.randn(50, target.dim, dtype=torch.float64)
     found = []
     step(z, covering, 0)
     step(z, covering, LATE)  # records
     for number in (0, LATE):
-        maker = GradientStep(flow, target, estimator) if number == 0 else step
+        maker = GradientStep(flow, target, estimator, balanced=balanced) if number == 0 else step
         log_weights = maker(scale * z, covering, number)
         found.append((log_weights, {name: p.grad.clone() for name, p in flow.named_parameters() if p.grad is not None}))
     return found, step
 
 
 @pytest.mark.parametrize(
-    ("estimator", "covering", "recipe", "model"),
+    ("estimator", "covering", "balanced", "recipe", "model"),
     [
-        *((estimator, False, flows.real_nvp, hierarchical) for estimator in ESTIMATORS),
-        ("path", True, flows.neural_spline, hierarchical),
-        ("stl", True, flows.nice, hierarchical),
-        ("path", True, flows.real_nvp, mixture),
+        *((estimator, False, False, flows.real_nvp, hierarchical) for estimator in ESTIMATORS),
+        ("path", True, False, flows.neural_spline, hierarchical),
+        ("path", True, True, flows.neural_spline, hierarchical),
+        ("stl", True, False, flows.nice, hierarchical),
+        ("path", True, False, flows.real_nvp, mixture),
     ],
 )
-def test_a_replayed_step_is_the_ordinary_one(estimator, covering, recipe, model):
+def test_a_replayed_step_is_the_ordinary_one(estimator, covering, balanced, recipe, model):
     target = PyroTarget(model, (Y,))
     ((log_weights, gradients), (replayed, found)), step = both_ways(
-        flow_of(target.dim, recipe), target, estimator, covering, scale=1.3
+        flow_of(target.dim, recipe), target, estimator, covering, scale=1.3, balanced=balanced
     )
     assert step.mode == "recorded", step.reason
     torch.testing.assert_close(replayed, log_weights, rtol=1e-10, atol=1e-10)
@@ -104,6 +105,14 @@ def test_samples_outside_the_support_are_left_out_as_in_an_ordinary_step():
     assert not replayed.isfinite().all()
     for name in found:
         torch.testing.assert_close(found[name], gradients[name])
+
+
+def test_a_model_of_very_many_operations_is_not_recorded():
+    target = PyroTarget(hierarchical, (Y,))
+    target.num_operations = 10**6
+    step = GradientStep(flow_of(target.dim), target, "path")
+    step(torch.randn(8, target.dim, dtype=torch.float64), False, LATE)
+    assert step.mode == "ordinary" and "1000000 operations" in step.reason
 
 
 def test_a_model_that_branches_on_a_latent_is_not_recorded():
