@@ -39,7 +39,8 @@ def show_display(self, node):
 def setup(app):
     """Formulas as MathML, which browsers draw without a script from elsewhere; tests of links shown on hover.
 
-    A link to a file, such as a test, shows its title on hover, which Sphinx leaves out.
+    A link to a file, such as a test, shows its title on hover, which Sphinx leaves out. Fields of named tuples stand in
+    their docstrings alone.
     """
     app.add_html_math_renderer("mathml", (show_math, None), (show_display, None))
 
@@ -47,4 +48,8 @@ def setup(app):
         for link in doctree.findall(lambda node: node.tagname == "download_reference" and "reftitle" in node):
             link[:] = [nodes.abbreviation("", "", *link.children, explanation=link["reftitle"])]
 
+    def is_field(app, what, name, member, skip, options):
+        return skip or type(member).__name__ == "_tuplegetter"
+
     app.connect("doctree-read", show)
+    app.connect("autodoc-skip-member", is_field)

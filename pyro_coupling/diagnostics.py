@@ -12,7 +12,12 @@ from torch import Tensor
 
 
 class Evidence(NamedTuple):
-    """Log evidence and its standard error, in nats."""
+    """An estimate of the log evidence, in nats.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Its standard error.
+    """
 
     value: float
     standard_error: float

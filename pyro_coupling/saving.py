@@ -90,6 +90,18 @@ def load(path: str | os.PathLike[str], model: Callable | None = None) -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, newer than this version of the package, or made of classes that are not
             registered here.
+
+    Example:
+        >>> import os, tempfile, pyro, torch, pyro.distributions as dist
+        >>> def model():
+        ...     return pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> guide = AutoCouplingFlow(model)
+        >>> _ = guide()  # it meets its model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(guide, os.path.join(folder, "guide.safetensors"))
+        ...     loaded = load(os.path.join(folder, "guide.safetensors"), model)
+        >>> loaded()["x"].shape
+        torch.Size([2])
     """
     tensors, metadata = read_safetensors(path, _FORMAT, _VERSION)
     name = os.fspath(path)

@@ -1,6 +1,7 @@
 """Every test starts from the same seed, an empty parameter store, the default dtype and Python's own Ctrl-C."""
 
 import signal
+import sys
 
 import pyro
 import pytest
@@ -19,3 +20,10 @@ def fresh_state():
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    """As where it is not installed: no figure can be made."""
+    monkeypatch.delitem(sys.modules, "pyro_coupling.plots.picture", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -1,18 +1,30 @@
 """Boltzmann generators: energies, coordinates, and flows that draw configurations with exact weights."""
 
 from . import energies
-from .annealed import annealed_importance_sampling
+from .annealed import AnnealedEstimate, annealed_importance_sampling
 from .coordinates import CenterFree, InformedBase, InternalCoordinates, PlanarCluster, SpatialCluster, Whitening
-from .dynamics import Langevin, ParallelTempering
+from .dynamics import Langevin, ParallelTempering, TemperingTrajectory, Trajectory
 from .force_field import ForceField, OpenMMEnergy, from_openmm, from_xml
-from .free_energy import bar, free_energy_difference, mbar, state_difference, targeted_perturbation
+from .free_energy import (
+    FreeEnergies,
+    FreeEnergyDifference,
+    bar,
+    free_energy_difference,
+    mbar,
+    state_difference,
+    targeted_perturbation,
+)
 from .generator import BoltzmannGenerator, Samples
 from .measurements import bond_angles, bond_lengths, dihedrals
-from .metropolis import metropolis
+from .metropolis import Walk, metropolis
 from .minimum import minimise
-from .observables import free_energy_profile, histogram, populations, reweighted
-from .pyro_site import BoltzmannDistribution
+from .observables import Estimate, Histogram, Profile, free_energy_profile, histogram, populations, reweighted
+from .phases import Rung
+from .pyro_site import BoltzmannDistribution, FlowGuide
 from .ramachandran import (
+    Backbone,
+    Divergence,
+    Ramachandran,
     backbone,
     backbone_from_bonds,
     kl_divergence,
@@ -20,24 +32,43 @@ from .ramachandran import (
     ramachandran_histogram,
     total_variation,
 )
-from .steerable import SteerableGenerator
+from .steerable import SteerableGenerator, TemperatureCurve
 from .structures import topology_from_bonds, write_pdb, write_xtc
+from .target import BoltzmannTarget
 from .units import kT
+from .walkers import Walkers
 
 __all__ = [
+    "AnnealedEstimate",
+    "Backbone",
     "BoltzmannDistribution",
     "BoltzmannGenerator",
+    "BoltzmannTarget",
     "CenterFree",
+    "Divergence",
+    "Estimate",
+    "FlowGuide",
     "ForceField",
+    "FreeEnergies",
+    "FreeEnergyDifference",
+    "Histogram",
     "InformedBase",
     "InternalCoordinates",
     "Langevin",
     "OpenMMEnergy",
     "ParallelTempering",
     "PlanarCluster",
+    "Profile",
+    "Ramachandran",
+    "Rung",
     "Samples",
     "SpatialCluster",
     "SteerableGenerator",
+    "TemperatureCurve",
+    "TemperingTrajectory",
+    "Trajectory",
+    "Walk",
+    "Walkers",
     "Whitening",
     "annealed_importance_sampling",
     "backbone",

@@ -123,7 +123,7 @@ class BoltzmannGenerator:
         flow: Bijection | None = None,
         coordinates: Bijection | None = None,
         num_particles: int = 256,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 1e-3,
         hottest: float = 4.0,
         num_rungs: int | None = None,
         buffer_size: int = 20_000,

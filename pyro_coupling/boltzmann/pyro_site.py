@@ -92,6 +92,13 @@ class FlowGuide(PyroModule):
     Args:
         generator: The generator.
         site: Name of the site, and of the module among Pyro's parameters.
+
+    Example:
+        >>> from pyro_coupling.boltzmann import BoltzmannGenerator, energies
+        >>> generator = BoltzmannGenerator(energies.DoubleWell(), kT=1.0, seed=0, progress=False)
+        >>> guide = FlowGuide(generator, "x")  # as by generator.guide("x")
+        >>> guide()["x"].shape
+        torch.Size([2])
     """
 
     def __init__(self, generator: BoltzmannGenerator, site: str) -> None:

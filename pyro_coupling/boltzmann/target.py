@@ -22,6 +22,12 @@ class BoltzmannTarget:
         coordinates: Maps ``u (dim,)`` to positions; None where a configuration is a vector already.
         dtype: Of the points.
         device: Of the points.
+
+    Example:
+        >>> from pyro_coupling.boltzmann.energies import DoubleWell
+        >>> target = BoltzmannTarget(DoubleWell(), 1.0, None, torch.float32, torch.device("cpu"))
+        >>> target.log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
     chunk_size = _CHUNK

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -101,4 +102,4 @@ class _NormalAndUniform(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         # the base of an angle that rounding has put on the other end of its circle is as likely
         uniform = -(2 * self._settings[3] * torch.ones_like(value)).log()
-        return torch.where(self._angles, uniform, self._normal.log_prob(value)).flatten(len(value.shape) - 1).sum(-1)
+        return sum_rightmost(torch.where(self._angles, uniform, self._normal.log_prob(value)), len(self.event_shape))

@@ -290,7 +290,8 @@ class FlowVI:
                 importance weights; else the draws are the guide's own.
 
         Returns:
-            Name of each latent and deterministic site -> ``(num_samples, *shape)``.
+            Name of each latent and deterministic site -> ``(num_samples, *shape)``. Of a reparameterised model the
+            sites that were replaced count as deterministic.
         """
         return self._constrained(self._posterior_points(num_samples, importance)[0])
 

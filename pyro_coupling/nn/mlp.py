@@ -63,6 +63,12 @@ class SeparateMLPs(nn.ModuleList):
         hidden_dims: Sizes of the hidden layers.
         activation: Makes an activation module.
         dropout: Fraction of the hidden units that are dropped while training.
+
+    Example:
+        >>> import torch
+        >>> network = SeparateMLPs(3, num_params=2, num_moving=5)
+        >>> len(network), network(torch.ones(7, 3)).shape
+        (2, torch.Size([7, 10]))
     """
 
     def __init__(
@@ -89,6 +95,11 @@ class Constant(nn.Module):
         out_features: How many.
         rate: How far they move for a step of the parameter. A network's output moves by the steps of all its
             weights together, a bare number by one, so beside networks it falls behind.
+
+    Example:
+        >>> import torch
+        >>> Constant(2)(torch.empty(7, 0))
+        tensor([0., 0.], grad_fn=<MulBackward0>)
     """
 
     def __init__(self, out_features: int, rate: float = 1.0) -> None:
@@ -123,6 +134,16 @@ def mlp(
         activation: Makes an activation module.
         separate: One network for each parameter in place of a joint one.
         dropout: Fraction of the hidden units that are dropped while training.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or ``dropout`` is not in [0, 1).
+
+    Example:
+        >>> import torch
+        >>> from pyro_coupling.transforms import Affine, Coupling, halves
+        >>> layer = Coupling(halves(5), mlp(2, num_params=2, num_moving=3), Affine())
+        >>> layer(torch.zeros(7, 5)).shape
+        torch.Size([7, 5])
     """
     sizes = _checked(hidden_dims)
     if in_features == 0:

@@ -43,7 +43,8 @@ def plot_fit(
         compare_label: What ``compare`` is called in the legend.
 
     Returns:
-        A figure that belongs to no window; write it with ``figure.savefig("fit.png")``.
+        A figure that belongs to no window: write it with ``figure.savefig("fit.png")``, or name it last in a notebook's
+        cell.
 
     Raises:
         ImportError: If matplotlib is not installed.

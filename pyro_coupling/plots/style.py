@@ -21,11 +21,11 @@ Colour = tuple[float, float, float, float]
 def new_figure(width: float, height: float, dpi: float = 120) -> Figure:
     """An empty figure of so many inches, laid out so that labels do not overlap."""
     try:
-        from matplotlib.figure import Figure
+        from .picture import Picture
     except ImportError as error:
         raise ImportError('pictures are drawn with matplotlib: pip install "pyro-coupling[plots]"') from error
     # not pyplot, which keeps every figure in a global list
-    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    return Picture(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
 def new_panels(num: int, columns: int, width: float, height: float) -> np.ndarray:

@@ -11,12 +11,29 @@ from torch import Tensor
 
 
 class Target(Protocol):
-    """An unnormalised density on ``dim`` real numbers."""
+    """An unnormalised density on ``dim`` real numbers.
+
+    Attributes:
+        dim: Number of dimensions.
+        dtype: Of points.
+        device: Of points.
+        chunk_size: Points that are evaluated at once: those whose intermediate values fit a processor's cache.
+
+    Example:
+        >>> class Banana:
+        ...     dim, dtype, device, chunk_size = 2, torch.float32, torch.device("cpu"), 10_000
+        ...
+        ...     def log_prob(self, x):
+        ...         return -0.5 * x[:, 0].square() - 2 * (x[:, 1] - x[:, 0].square()).square()
+        >>> from pyro_coupling import flows, training
+        >>> training.Trainer(flows.real_nvp(2), Banana(), max_steps=3).run().num_steps
+        3
+    """
 
     dim: int
     dtype: torch.dtype
     device: torch.device
-    chunk_size: int  # points whose intermediate values fit a processor's cache
+    chunk_size: int
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density, up to a constant, of points ``(n, dim)``: ``(n,)``, differentiable.
@@ -36,6 +53,14 @@ def log_prob_and_score(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Log density ``(n,)`` and gradient ``(n, dim)``. Where either is not finite the first is ``-inf``
         and the second zero, so that one bad point spoils no other.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_coupling.targets import PyroTarget
+        >>> target = PyroTarget(lambda: pyro.sample("x", dist.Normal(1.0, 1.0)))
+        >>> log_prob_and_score(target, torch.tensor([[0.0], [3.0]]))[1]
+        tensor([[ 1.],
+                [-2.]])
     """
     if len(x) > target.chunk_size:
         parts = [log_prob_and_score(target, part) for part in x.split(target.chunk_size)]

@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .pyro_model import PyroTarget
+from .structure import ModelStructure
 
 
 @torch.no_grad()
@@ -58,13 +59,18 @@ def _run(target: PyroTarget, num_samples: int | None) -> poutine.Trace:
         raise ValueError(f"the model's prior can't be sampled: {error or 'it is improper'}") from error
 
 
+def _is_only_a_name(site: Any, structure: ModelStructure) -> bool:
+    """Whether a site without density gives a name to a value, as what LocScaleReparam leaves of the one it replaced."""
+    return site["name"] in structure.deterministic and not bool(site["fn"].log_prob(site["value"]).any())
+
+
 def _check(site: Any, target: PyroTarget) -> None:
     """Refuses sites by which sampling forwards would not follow the density that the model states."""
     if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
         return
     name, structure = site["name"], target.structure
     if site["is_observed"]:
-        if name not in structure.observed:
+        if name not in structure.observed and not _is_only_a_name(site, structure):
             raise ValueError(f"the model's prior can't be sampled: the factor {name!r} is a part of it")
         return
     fn, masks = site["fn"], [site["mask"]]

@@ -23,6 +23,13 @@ def init_to_center(site: Any) -> Tensor:
     """An ``init_loc_fn`` that puts a site at the centre of its unconstrained space.
 
     It reads ``fn.support`` and never samples, so it also works for ``dist.ImproperUniform``.
+
+    Args:
+        site: The site, as Pyro hands it to an ``init_loc_fn``.
+
+    Example:
+        >>> init_to_center({"name": "x", "fn": dist.Beta(8.0, 2.0)})
+        tensor(0.5000)
     """
     fn = site["fn"]
     if getattr(fn.support, "is_discrete", False):
@@ -78,7 +85,8 @@ class ModelStructure:
     Attributes:
         latents: Continuous latent sites, in order of appearance.
         discrete: Names of latent sites to be summed out.
-        deterministic: Name -> shape of deterministic sites.
+        deterministic: Name -> shape of sites that follow from latents: those of `pyro.deterministic`, and those that a
+            reparameteriser such as LocScaleReparam has replaced.
         observed: Names of observed sites whose data do not depend on latents.
         imputed: Names of the latents that ``obs_mask`` makes for missing data. They also have an entry for each
             datum that is there, which Pyro masks out; it is scored like the others, or it would have no density.
@@ -132,8 +140,8 @@ def read_structure(
             )
     samples: dict[str, Any] = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     subsamples = {name: site["value"] for name, site in samples.items() if site_is_subsample(site)}
-    deterministic = {name: site["value"].shape for name, site in samples.items() if site["infer"].get("_deterministic")}
-    scored = {name: site for name, site in samples.items() if name not in subsamples and name not in deterministic}
+    deterministic = {n: s["value"].shape for n, s in samples.items() if _follows_from_latents(s, shaken.nodes[n])}
+    scored = {n: s for n, s in samples.items() if n not in subsamples and not s["infer"].get("_deterministic")}
     data = {n: s for n, s in scored.items() if s["is_observed"] and _is_data(s, shaken.nodes[n])}
     hidden = {name: site for name, site in scored.items() if not site["is_observed"]}
     discrete = {name: site for name, site in hidden.items() if getattr(site["fn"].support, "is_discrete", False)}
@@ -173,6 +181,13 @@ def read_structure(
         ),
         initial=torch.cat(initial),
     )
+
+
+def _follows_from_latents(site: Any, shaken: Any) -> bool:
+    if site["infer"].get("_deterministic"):
+        return True
+    # a reparameteriser leaves a Delta at the value of the site it replaced; some give it a density, which counts
+    return site["is_observed"] and isinstance(_innermost(site["fn"]), dist.Delta) and not _is_data(site, shaken)
 
 
 def _is_imputed(name: str, samples: dict[str, Any]) -> bool:
@@ -335,6 +350,10 @@ def _float_like(fn: Any) -> Tensor:
 
 
 def _name(fn: Any) -> str:
+    return type(_innermost(fn)).__name__
+
+
+def _innermost(fn: Any) -> Any:
     while isinstance(fn, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
         fn = fn.base_dist
-    return type(fn).__name__
+    return fn

@@ -23,6 +23,11 @@ class Gaussian(ABC):
         loc: Mean, ``(dim,)``.
         elbo: Evidence lower bound in nats, -inf if unknown or hopeless.
         source: Where it comes from: ``"pathfinder"``, ``"laplace"`` or ``"init"``.
+
+    Example:
+        >>> gaussian: Gaussian = GaussianStart(torch.ones(3), 0.1 * torch.eye(3), elbo=0.0, source="init")
+        >>> gaussian.whiten(torch.ones(5, 3)).abs().max().item()
+        0.0
     """
 
     loc: Tensor
@@ -77,6 +82,12 @@ class GaussianStart(Gaussian):
         scale_tril: Cholesky factor of the covariance, ``(dim, dim)``.
         elbo: Evidence lower bound in nats, -inf if unknown or hopeless.
         source: Where it comes from: ``"pathfinder"``, ``"laplace"`` or ``"init"``.
+
+    Example:
+        >>> start = GaussianStart(torch.zeros(2), torch.diag(torch.tensor([1.0, 3.0])), elbo=0.0, source="laplace")
+        >>> x, log_q = start.sample(5, torch.Generator().manual_seed(0))
+        >>> torch.allclose(start.log_prob(x), log_q)
+        True
     """
 
     loc: Tensor
@@ -109,6 +120,13 @@ class LowRankStart(Gaussian):
     Reference:
         Zhang, Carpenter, Gelman, Vehtari. Pathfinder: parallel quasi-Newton variational inference.
         JMLR 2022 (algorithm 4).
+
+    Example:
+        >>> basis = torch.eye(1000)[:, :2]
+        >>> core = torch.diag(torch.tensor([3.0, 5.0]))
+        >>> start = LowRankStart(torch.zeros(1000), torch.ones(1000), basis, core, elbo=0.0, source="pathfinder")
+        >>> start.whiten(torch.ones(1, 1000))[0, :4]
+        tensor([0.3333, 0.2000, 1.0000, 1.0000])
     """
 
     loc: Tensor

@@ -63,10 +63,21 @@ def warm_start(
     Returns:
         The best start, followed by the best start of every other path that ended elsewhere.
 
+    Raises:
+        ValueError: If there is no such method.
+
     Reference:
         Zhang, Carpenter, Gelman, Vehtari. Pathfinder: parallel quasi-Newton variational inference.
         JMLR 2022. Here with a line search with Wolfe conditions (SciPy's L-BFGS-B), and up to 500 dimensions
         with the inverse Hessian of the whole path in dense form.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_coupling.targets import PyroTarget
+        >>> target = PyroTarget(lambda: pyro.sample("x", dist.Normal(torch.tensor([5.0, -5.0]), 0.1).to_event(1)))
+        >>> best = warm_start(target, torch.zeros(2))[0]
+        >>> best.loc.round(decimals=2), best.scale_tril.diagonal().round(decimals=2)
+        (tensor([ 5., -5.]), tensor([0.1000, 0.1000]))
     """
     if method not in METHODS:
         raise ValueError(f"warm_start must be one of {METHODS}, got {method!r}")

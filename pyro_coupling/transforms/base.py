@@ -111,6 +111,21 @@ class Bijection(TransformModule, ConditionalTransformModule):
         context_dim: Number of context features the map depends on, 0 for none; or the shape of a
             context, such as ``(features, height, width)`` where each pixel has its own.
         output_shape: Shape of one output where it differs from that of an input.
+
+    Raises:
+        ValueError: If a size is negative. Calls raise it where shapes, dtypes or devices do not fit.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> class Stretch(Bijection):
+        ...     def forward_and_log_det(self, x, context=None):
+        ...         return 2 * x, torch.full(x.shape[:-1], x.size(-1) * 0.6931)
+        ...
+        ...     def inverse_and_log_det(self, y, context=None):
+        ...         return y / 2, torch.full(y.shape[:-1], y.size(-1) * -0.6931)
+        >>> flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [Stretch((3,))])
+        >>> flow.log_prob(torch.zeros(5, 3)).shape
+        torch.Size([5])
     """
 
     bijective = True

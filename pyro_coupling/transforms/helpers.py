@@ -102,7 +102,14 @@ def spline_coupling(
 def conditional_additive_coupling(
     input_dim: int | Sequence[int], context_dim: int, hidden_dims: Sequence[int] = _HIDDEN, **kwargs
 ) -> Bijection:
-    """`additive_coupling` that also depends on ``context_dim`` features, set by ``condition(context)``."""
+    """`additive_coupling` that also depends on ``context_dim`` features, set by ``condition(context)``.
+
+    Example:
+        >>> import torch
+        >>> layer = conditional_additive_coupling(4, context_dim=2)
+        >>> layer.condition(torch.ones(10, 2))(torch.zeros(10, 4)).shape
+        torch.Size([10, 4])
+    """
     return _layer(Shift(), input_dim, context_dim, hidden_dims, **kwargs)
 
 
@@ -134,7 +141,14 @@ def conditional_spline_coupling(
     bound: float = 5.0,
     **kwargs,
 ) -> Bijection:
-    """`spline_coupling` that also depends on ``context_dim`` features, set by ``condition(context)``."""
+    """`spline_coupling` that also depends on ``context_dim`` features, set by ``condition(context)``.
+
+    Example:
+        >>> import torch
+        >>> layer = conditional_spline_coupling(4, context_dim=2, num_bins=4)
+        >>> layer.condition(torch.ones(10, 2))(torch.zeros(10, 4)).shape
+        torch.Size([10, 4])
+    """
     spline = RationalQuadraticSpline(num_bins, bound)
     return _layer(spline, input_dim, context_dim, hidden_dims, outer_affine=True, **kwargs)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyro_coupling.boltzmann.force_field import ForceField, OpenMMEnergy, from_openmm, from_xml
+from pyro_coupling.boltzmann.force_field import ForceField, OpenMMEnergy, bridge, from_openmm, from_xml
 from pyro_coupling.boltzmann.force_field.expressions import match
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -392,6 +393,23 @@ class TestOpenMMEnergy:
         shared = OpenMMEnergy(system, processes=2)
         assert torch.equal(shared(x), OpenMMEnergy(system)(x))
         assert torch.equal(copy.deepcopy(shared)(x[:5]), shared(x[:5]))
+
+    def test_a_process_that_dies_is_told_of_and_the_next_call_begins_anew(self, system, monkeypatch):
+        pools = []
+
+        class Dying:
+            def __init__(self, *settings):
+                pools.append(self)
+
+            def map(self, *work):
+                raise BrokenProcessPool
+
+        monkeypatch.setattr(bridge, "ProcessPoolExecutor", Dying)
+        energy = OpenMMEnergy(system, processes=2)
+        for number in (1, 2):
+            with pytest.raises(RuntimeError, match="OpenMMEnergy: a process died"):
+                energy(FRAMES)
+            assert len(pools) == number
 
     def test_transformations_and_copies(self, system):
         bridge = OpenMMEnergy(system, "Reference")

@@ -116,8 +116,7 @@ def test_what_can_not_be_drawn_is_refused():
             draw()
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_matplotlib_the_error_says_what_to_install(no_matplotlib):
     with pytest.raises(ImportError, match=r"pyro-coupling\[plots\]"):
         plots.plot_energies(torch.zeros(3))
 

@@ -1,7 +1,6 @@
 """Pictures of draws: marginals, pairs, weights, calibration show the numbers they are given."""
 
 import math
-import sys
 
 import matplotlib
 import numpy as np
@@ -245,7 +244,6 @@ def test_wrong_input_is_refused(draw, error, message):
         lambda: plot_calibration(torch.zeros(5)),
     ],
 )
-def test_without_matplotlib_the_error_names_the_extra(draw, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_matplotlib_the_error_names_the_extra(draw, no_matplotlib):
     with pytest.raises(ImportError, match=r"pyro-coupling\[plots\]"):
         draw()

@@ -1,7 +1,5 @@
 """What `plot_fit` and `plot_training` draw, and what they refuse."""
 
-import sys
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -53,11 +51,17 @@ def test_names_choose_scalars(vi, names, shown):
     assert found[len(shown)] == "Training" and found[len(shown) + 1].startswith("Importance weights: k-hat")
 
 
+def pixels(png):
+    return tuple(np.frombuffer(png[16:24], ">u4"))
+
+
 def test_the_picture_has_1600_by_1000_pixels(vi, tmp_path):
-    figure = plot_fit(vi)
-    figure.savefig(tmp_path / "fit.png")
-    header = (tmp_path / "fit.png").read_bytes()[16:24]
-    assert tuple(np.frombuffer(header, ">u4")) == (1600, 1000)
+    plot_fit(vi).savefig(tmp_path / "fit.png")
+    assert pixels((tmp_path / "fit.png").read_bytes()) == (1600, 1000)
+
+
+def test_a_notebook_is_given_the_picture_whatever_its_backend(vi):
+    assert pixels(plot_fit(vi)._repr_png_()) == (1600, 1000)
 
 
 def test_compared_draws_are_in_the_legend_where_there_are_any(vi):
@@ -150,7 +154,6 @@ def test_training_refuses(vi, draw, error, message):
         draw(vi)
 
 
-def test_without_matplotlib_it_names_the_extra(vi, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_matplotlib_it_names_the_extra(vi, no_matplotlib):
     with pytest.raises(ImportError, match=r"pyro-coupling\[plots\]"):
         plot_fit(vi)

@@ -1,7 +1,6 @@
 """Pictures of flows show where points go, and leave the flow as it was."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -213,7 +212,6 @@ def test_wrong_input_is_refused(draw, error, message):
         lambda: plot_images(torch.zeros(1, 1, 2, 2)),
     ],
 )
-def test_without_matplotlib_the_error_names_the_extra(draw, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_matplotlib_the_error_names_the_extra(draw, no_matplotlib):
     with pytest.raises(ImportError, match=r"pyro-coupling\[plots\]"):
         draw()

@@ -16,6 +16,24 @@ class Elementwise(ABC):
     Subclasses are frozen dataclasses: they hold settings and no tensors, so that they compare, print
     and pickle. Parameters come parameter-major, ``(*batch, num_params, features)``: a slice of one
     parameter for all features is contiguous.
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from pyro_coupling.nn import mlp
+        >>> from pyro_coupling.transforms import Coupling, halves
+        >>> @dataclass(frozen=True)
+        ... class Stretch(Elementwise):
+        ...     num_params = 1
+        ...
+        ...     def forward_and_log_det(self, x, params):
+        ...         log_slope = params.squeeze(-2).expand_as(x)
+        ...         return x * log_slope.exp(), log_slope
+        ...
+        ...     def inverse_and_log_det(self, y, params):
+        ...         return self.forward_and_log_det(y, -params)
+        >>> Coupling(halves(4), mlp(2, 1, 2), Stretch())(torch.ones(3, 4)).shape
+        torch.Size([3, 4])
     """
 
     #: Whether the slope depends on the parameters alone, not on the input. Spares a backward pass.
