@@ -24,6 +24,7 @@ PAGES = [
     "docs/mcmc_users.md",
     "docs/migration.md",
     "docs/svi.md",
+    "docs/uses.md",
 ]
 BLOCK = re.compile(r"^(?:<!-- needs (?P<needs>\w+) -->\n)?```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
