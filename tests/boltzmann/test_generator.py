@@ -36,6 +36,7 @@ class Springs(Energy):
 def small(energy, max_steps=200, **settings):
     """A generator whose flow can be right, after a short training."""
     settings = {"kT": 0.5, "hottest": 1.0, "seed": 0, "progress": False, "num_particles": 64} | settings
+    settings = {"learning_rate": 2e-3} | settings  # twice the default, which is made for thousands of steps
     (dim,) = energy.event_shape
     flow = settings.pop("flow", None) or flows.real_nvp(dim, 2, (8,))
     data, share = settings.pop("data", None), settings.pop("by_example", 0.6)

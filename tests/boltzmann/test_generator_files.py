@@ -109,7 +109,8 @@ def test_a_long_training_goes_on_bit_for_bit(monkeypatch, tmp_path):
     # beyond the hundredth step steps are recorded, after 300 at the target there are new samples, and a step size
     # that decays because the fit is good does not go up again
     def train(path=None):
-        return trained(path, max_steps=1000, energy=Spring((2,)), flow=DiagonalAffine(torch.zeros(2)))
+        flow = DiagonalAffine(torch.zeros(2))
+        return trained(path, max_steps=1000, energy=Spring((2,)), flow=flow, learning_rate=2e-3)
 
     for step in (610, 750):
         killed_at(monkeypatch, tmp_path / "run", step, train)
