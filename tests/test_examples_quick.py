@@ -13,8 +13,11 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem
 NEEDS = {
     "alanine_dipeptide": ["mdtraj"],
     "anomalies": ["sklearn"],
+    "constant_memory": ["sklearn"],
     "demo": ["arviz"],
     "digits": ["sklearn"],
+    "layer_wise": ["sklearn"],
+    "policy": ["gymnasium"],
     "population_flow": ["sklearn"],
     "vae_prior": ["sklearn"],
 }
