@@ -40,7 +40,8 @@ def setup(app):
     """Formulas as MathML, which browsers draw without a script from elsewhere; tests of links shown on hover.
 
     A link to a file, such as a test, shows its title on hover, which Sphinx leaves out. Fields of named tuples stand in
-    their docstrings alone.
+    their docstrings alone; so do properties that give an attribute of the base class, which describes it, and the text
+    that modules add to their ``repr``.
     """
     app.add_html_math_renderer("mathml", (show_math, None), (show_display, None))
 
@@ -48,8 +49,10 @@ def setup(app):
         for link in doctree.findall(lambda node: node.tagname == "download_reference" and "reftitle" in node):
             link[:] = [nodes.abbreviation("", "", *link.children, explanation=link["reftitle"])]
 
-    def is_field(app, what, name, member, skip, options):
-        return skip or type(member).__name__ == "_tuplegetter"
+    def is_told_elsewhere(app, what, name, member, skip, options):
+        is_field = type(member).__name__ == "_tuplegetter"
+        is_override = isinstance(member, property) and name in ("period", "slope_is_constant")
+        return skip or is_field or is_override or name == "extra_repr"
 
     app.connect("doctree-read", show)
-    app.connect("autodoc-skip-member", is_field)
+    app.connect("autodoc-skip-member", is_told_elsewhere)

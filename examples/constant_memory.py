@@ -149,6 +149,7 @@ def draw(costs: dict[str, list[tuple]], depths: list[int], losses: dict[str, lis
         axes.set_xticks([], minor=True)
     for axes in (memory, duration, training):
         axes.spines[["top", "right"]].set_visible(False)
+    memory.margins(y=0.4)  # room for the legend
     memory.legend(frameon=False, fontsize="small")
     training.legend(frameon=False)
     figure.savefig(path, dpi=90)
