@@ -3,7 +3,7 @@
 Trains a flow, draws from it with weights, and holds the partition function and the populations of the basins against
 quadrature. The picture shows the flow's density beside the exact one.
 
-    python examples/mueller_brown.py [--seconds 120] [--quick] [--output mueller_brown.png]
+    python examples/mueller_brown.py [--seconds 300] [--quick] [--output mueller_brown.png]
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def draw(generator: BoltzmannGenerator, positions: torch.Tensor, path: str) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--output", default="mueller_brown.png")
     options = parser.parse_args()
