@@ -1,7 +1,8 @@
 """What additive, affine and spline couplings can express: six densities on the plane, and a circle made a square.
 
 Each flow is fitted by maximum likelihood to samples of a density that is known exactly, so the table shows the true
-Kullback-Leibler divergence from the density to the flow: 0 is perfect. With ``--steps 800`` about five minutes on one core.
+Kullback-Leibler divergence from the density to the flow: 0 is perfect. With ``--steps 800`` about five minutes on
+one core.
 
     python examples/densities.py [--steps 2000] [--quick] [--output demo_output]
 """
