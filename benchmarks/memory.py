@@ -13,18 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pyro_coupling import flows
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from live_memory import peak_megabytes
 
 DIM, BATCH, HIDDEN, NOISE = 64, 4096, (128, 128), 0.01
 FLOWS = {"affine": flows.real_nvp, "spline": flows.neural_spline}
@@ -33,36 +33,6 @@ MODES: dict[str, dict[str, bool]] = {
     "checkpoint": {"checkpoint": True},
     "reversible": {"reversible": True},
 }
-
-
-class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, while they live; ``peak`` is the most at a time."""
-
-    def __init__(self, ignore: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in ignore}
-
-    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 def backward(flow: nn.Module, x: Tensor) -> None:
@@ -96,8 +66,7 @@ def measure(kind: str, layers: int, repeats: int) -> dict[str, dict[str, float]]
             warnings.simplefilter("always")
             error = (gradient(flow, x) - exact).norm() / exact.norm()
             flow.zero_grad()
-            with LiveMemory([x, *flow.parameters(), *flow.buffers()]) as memory:
-                backward(flow, x)
+            megabytes = peak_megabytes(lambda flow=flow: backward(flow, x), [x, *flow.parameters(), *flow.buffers()])
         times = []
         for _ in range(repeats):
             flow.zero_grad()
@@ -105,7 +74,7 @@ def measure(kind: str, layers: int, repeats: int) -> dict[str, dict[str, float]]
             backward(flow, x)
             times.append(1e3 * (time.perf_counter() - began))
         results[mode] = {
-            "megabytes": memory.peak / 1e6,
+            "megabytes": megabytes,
             "gradient_error": error.item(),
             "milliseconds": statistics.median(times),
             "fell_back": any("checkpoint" in str(warning.message) for warning in caught),

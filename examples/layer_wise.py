@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from constant_memory import peak_megabytes
+from live_memory import peak_megabytes
 from matplotlib.figure import Figure
 from planar import DENSITIES, Density, grid
 from torch import Tensor

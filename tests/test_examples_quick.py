@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = {"planar"}  # imported by other examples
+MODULES = {"live_memory", "planar"}  # imported by other examples
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in MODULES)
 NEEDS = {
     "alanine_dipeptide": ["mdtraj"],
@@ -16,7 +16,6 @@ NEEDS = {
     "constant_memory": ["sklearn"],
     "demo": ["arviz"],
     "digits": ["sklearn"],
-    "layer_wise": ["sklearn"],
     "policy": ["gymnasium"],
     "population_flow": ["sklearn"],
     "vae_prior": ["sklearn"],
