@@ -127,7 +127,7 @@ def reverse_kl(
     good = log_p.isfinite() & log_q.isfinite() & samples.isfinite().all(-1)
     log_weights = torch.where(good, log_p - log_q, -torch.inf)
     log_weights = ranks.gather(log_weights, n)
-    weights, equal = (ranks.part(_weights(log_weights, kind)) for kind in (estimator != "total" and covering, False))
+    weights = ranks.part(_weights(log_weights, estimator != "total" and covering))
     if estimator == "total":
         return log_weights, [x, log_det], [-score_p * weights.unsqueeze(-1), -weights]
     if estimator == "stl":
@@ -136,7 +136,7 @@ def reverse_kl(
     if not balanced:
         return log_weights, [x], [force]
     # the gradient of log q at a fixed sample is that of -log_det less score_q times what moves the sample
-    excess = weights - equal
+    excess = weights - ranks.part(_weights(log_weights, False))
     force = force + torch.where(good.unsqueeze(-1), score_q * excess.unsqueeze(-1), 0.0)
     return log_weights, [x, log_det], [force, excess]
 
