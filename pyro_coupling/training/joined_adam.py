@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["JoinedAdam"]
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,26 +44,33 @@ class JoinedAdam:
         max_norm: float = 10.0,
     ) -> None:
         self.learning_rate, self.max_norm = learning_rate, max_norm
-        self._groups = _grouped(parameters)
-        self._joined = [_join(group).requires_grad_() for group in self._groups]
+        groups = _grouped(parameters)
+        self._parameters = [parameter for group in groups for parameter in group]
+        self._joined = [_join(group).requires_grad_() for group in groups]
+        # where each parameter and its gradient lie among the joined ones: found once, since a view takes microseconds
+        self._places, self._gradients = [], []
+        for group, joined in zip(groups, self._joined, strict=True):
+            joined.grad = torch.zeros_like(joined)
+            self._places += _parts(joined.detach(), group)
+            self._gradients += _parts(joined.grad, group)
         self._adam = torch.optim.Adam(self._joined, betas=betas, fused=True)
 
     @torch.no_grad()
     def step(self) -> bool:
         """Moves the parameters by their ``.grad``; where that is not finite it does nothing, and returns False."""
-        for group, joined in zip(self._groups, self._joined, strict=True):
-            joined.grad = _join([torch.zeros_like(p) if p.grad is None else p.grad for p in group])
-        norm = torch.nn.utils.clip_grad_norm_(self._joined, self.max_norm, foreach=True)
-        if not bool(norm.isfinite()):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        torch._foreach_copy_(self._gradients, gradients)
+        joined = [cast(Tensor, tensor.grad) for tensor in self._joined]
+        norm = math.hypot(*torch.stack(torch._foreach_norm(joined)).tolist())
+        if not math.isfinite(norm):
             return False
+        if norm > self.max_norm:
+            torch._foreach_mul_(joined, self.max_norm / norm)
         for settings in self._adam.param_groups:
             settings["lr"] = self.learning_rate
-        for group, joined in zip(self._groups, self._joined, strict=True):
-            joined.copy_(_join(group))
+        torch._foreach_copy_(self._places, self._parameters)  # others may have changed them
         self._adam.step()
-        for group, joined in zip(self._groups, self._joined, strict=True):
-            parts = joined.split([p.numel() for p in group])
-            torch._foreach_copy_(group, [part.view_as(p) for part, p in zip(parts, group, strict=True)])
+        torch._foreach_copy_(self._parameters, self._places)
         return True
 
     def state_dict(self) -> dict[int, dict[str, Any]]:
@@ -95,3 +103,9 @@ def _grouped(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _parts(joined: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views of what `_join` has joined, in the shapes of the tensors."""
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
