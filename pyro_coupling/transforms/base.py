@@ -131,6 +131,8 @@ class Bijection(TransformModule, ConditionalTransformModule):
     bijective = True
     #: Whether a second pass in training mode repeats the first, which reversible backpropagation needs.
     repeatable = True
+    #: Whether what becomes of an event depends on the others of its batch, which then may not be run in parts.
+    mixes_batch = False
     #: Whether backward needs about as little as the input, so that checkpoints leave it to a neighbour.
     stores_little = False
 

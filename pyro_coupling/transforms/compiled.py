@@ -8,12 +8,16 @@ import logging
 import types
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
+
+from .base import Bijection
+from .tiles import in_tiles
 
 #: A chain, an input and a context or None, to value and log-determinant.
 Sweep = Callable[[Any, Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
@@ -43,43 +47,53 @@ class CompiledSweeps:
         self.reason = ""
         self._functions: dict[Hashable, Sweep] = {}
         self._met: set[Hashable] = set()
+        self._due: set[Hashable] = set()
         self._full = False
 
     def __reduce__(self) -> tuple[type, tuple]:
         return type(self), ()
 
-    def __call__(self, sweep: Sweep, chain: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, sweep: Sweep, chain: Bijection, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the sweep returns."""
+        ordinary = partial(in_tiles, partial(sweep, chain), chain, (x,), context)
         if self.reason or x.numel() == 0 or _is_watched():
-            return sweep(chain, x, context)
+            return ordinary()
         kind = _kind(sweep, chain, x, context)
-        if kind not in self._functions and not self._is_due(kind):
-            outputs = sweep(chain, x, context)
+        if not self._is_due(kind):
+            outputs = ordinary()
             self._met.add(kind)  # not before: what the user has done wrong raises
             return outputs
         try:
-            if kind not in self._functions:
-                self._functions[kind] = self._compile(sweep, chain, x, context)
-            return _run(self._functions[kind], sweep, chain, x, context)
+            return in_tiles(partial(self._run_tile, sweep, chain), chain, (x,), context)
         except Exception as error:  # whatever a compiler does
-            outputs = sweep(chain, x, context)  # raises what is the user's to mend
+            outputs = ordinary()  # raises what is the user's to mend
             self.reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             self._functions.clear()
             warnings.warn(f"Chain: compilation failed ({self.reason}). It runs uncompiled", stacklevel=5)
             return outputs
 
     def _is_due(self, kind: Hashable) -> bool:
+        if kind in self._due:
+            return True
         if self._full or kind not in self._met:
             return False
-        self._full = len(self._functions) == _MOST_FUNCTIONS
+        self._full = len(self._due) == _MOST_FUNCTIONS
         if self._full:
             warnings.warn(
                 f"Chain: {_MOST_FUNCTIONS} kinds of call are compiled, others run uncompiled; keep to few batch shapes",
                 stacklevel=6,
             )
+        else:
+            self._due.add(kind)
         return not self._full
 
-    def _compile(self, sweep: Sweep, chain: nn.Module, x: Tensor, context: Tensor | None) -> Sweep:
+    def _run_tile(self, sweep: Sweep, chain: Bijection, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        kind = _kind(sweep, chain, x, context)  # of a tile; different batches may have the same
+        if kind not in self._functions:
+            self._functions[kind] = self._compile(sweep, chain, x, context)
+        return _run(self._functions[kind], sweep, chain, x, context)
+
+    def _compile(self, sweep: Sweep, chain: Bijection, x: Tensor, context: Tensor | None) -> Sweep:
         if not self._functions:
             _log.warning("compiling a flow for a batch of shape %s; it takes a minute or more, once", tuple(x.shape))
         # kernels are short, so what starts them counts: on a GPU a replayed graph, on a CPU C++ rather than Python
@@ -105,7 +119,7 @@ def _is_watched() -> bool:
     )
 
 
-def _kind(sweep: Sweep, chain: nn.Module, x: Tensor, context: Tensor | None) -> Hashable:
+def _kind(sweep: Sweep, chain: Bijection, x: Tensor, context: Tensor | None) -> Hashable:
     """What a compiled function is made for."""
     autocast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
     gradients = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -118,12 +132,12 @@ def _with_code_of_its_own(function: Any) -> Callable:
     return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
 
 
-def _sources(chain: nn.Module, x: Tensor, context: Tensor | None) -> list[Tensor]:
+def _sources(chain: Bijection, x: Tensor, context: Tensor | None) -> list[Tensor]:
     """What a gradient is wanted of."""
     return list(dict.fromkeys(t for t in (x, context, *chain.parameters()) if t is not None and t.requires_grad))
 
 
-def _run(function: Sweep, sweep: Sweep, chain: nn.Module, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def _run(function: Sweep, sweep: Sweep, chain: Bijection, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     sources = _sources(chain, x, context) if torch.is_grad_enabled() else []
     if sources:
         return _Differentiable.apply(function, sweep, chain, x, context, *sources)
@@ -142,7 +156,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, function: Sweep, sweep: Sweep, chain: nn.Module, x: Tensor, context: Tensor | None, *sources: Tensor
+        ctx: Any, function: Sweep, sweep: Sweep, chain: Bijection, x: Tensor, context: Tensor | None, *sources: Tensor
     ) -> tuple[Tensor, ...]:
         cut = {id(t): t.detach().requires_grad_(t.requires_grad) for t in (x, context) if t is not None}
         with torch.enable_grad():

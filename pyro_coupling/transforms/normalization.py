@@ -87,6 +87,10 @@ class ActNorm(AlongDim):
         slope = self.scale * self.raw_scale.detach().asinh().exp()
         return y, log_det, self._back(self._rows(score) / slope)
 
+    @property
+    def mixes_batch(self) -> bool:
+        return self.training and not self._is_initialised
+
     def _log_det(self, log_scale: Tensor) -> Tensor:
         return (self.scale.log() + log_scale).sum()
 
@@ -193,6 +197,10 @@ class BatchNorm(AlongDim):
         y, log_det = self.forward_and_log_det(x)
         slope = self._log_scale(self.running_variance).detach().exp()
         return y, log_det, self._back(self._rows(score) / slope)
+
+    @property
+    def mixes_batch(self) -> bool:
+        return self.training
 
     def _log_scale(self, variance: Tensor) -> Tensor:
         """Log slope from noise to data."""
