@@ -35,7 +35,8 @@ def in_tiles(
         context: Broadcastable to ``(*batch, *context_shape)``, or None.
     """
     x = inputs[0]
-    if x.dim() < 2 or x.device.type != "cpu" or len(bijection.event_shape) != 1 or len(bijection.output_shape) != 1:
+    of_vectors = len(bijection.event_shape) == len(bijection.output_shape) == 1
+    if not of_vectors or x.dim() < 2 or x.numel() == 0 or x.device.type != "cpu":
         return sweep(*inputs, context)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what they record would grow with the batch
         return sweep(*inputs, context)

@@ -145,6 +145,14 @@ def test_compiled_tiles_are_shared_by_batches():
     torch.testing.assert_close(found, flow._forwards(data(LONG), None))
 
 
+def test_empty_events_and_batches():
+    empty = Bijection((0,))
+    for shape in [(5000, 0), (0, 0)]:
+        (found,) = in_tiles(lambda x, context: (x,), empty, (torch.zeros(shape),), None)
+        assert found.shape == shape
+    assert made()[0](data(0)).shape == (0, DIM)
+
+
 def test_images_run_whole():
     seen = []
     image = Bijection((1, 2, 2))
