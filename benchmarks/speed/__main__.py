@@ -33,7 +33,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..memory import LiveMemory
+from examples.live_memory import LiveMemory
+
 from .cells import CELLS, KINDS, Cell, Sample, timed
 from .contenders import COMPILED, CONTENDERS, ours
 from .operations import build, check, data, floor, loss_of, operation
