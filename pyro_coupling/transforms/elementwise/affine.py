@@ -78,5 +78,5 @@ class Affine(Elementwise):
 
     def inverse_and_log_det(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = params.unbind(-2)
-        log_scale = self.scale.log_scale(raw)
-        return (y - shift) * (-log_scale).exp(), -log_scale
+        log_slope = -self.scale.log_scale(raw)
+        return (y - shift) * log_slope.exp(), log_slope
