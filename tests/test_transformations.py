@@ -1,7 +1,9 @@
 """Every recipe under torch.compile, torch.func and autocast."""
 
+import pyro.distributions
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from pyro_coupling import flows
 
@@ -55,6 +57,31 @@ def test_compiles_to_one_graph(make, context_dim, function):
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="eager")  # a graph break would raise
     assert close(compiled(flow, x, context), function(flow, x, context))
+
+
+@pytest.mark.parametrize("library", [torch.distributions, pyro.distributions], ids=["torch", "Pyro"])
+def test_a_loss_of_the_users_own_compiles_to_one_graph(library):
+    flow, x, _ = built(RECIPES["neural_spline"])
+    base = library.Independent(library.Normal(torch.zeros(4, dtype=torch.float64), 1.0), 1)
+    distribution = library.TransformedDistribution(base, [flow])
+
+    def loss():
+        draws = distribution.rsample((7,))
+        return (distribution.log_prob(draws) + draws.square().sum(-1)).mean() - distribution.log_prob(x).mean()
+
+    def value_and_gradients(function):
+        torch.manual_seed(1)
+        value = function()
+        return [value, *torch.autograd.grad(value, list(flow.parameters()))]
+
+    expected = value_and_gradients(loss)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for _ in range(3):
+        assert close(value_and_gradients(compiled), expected)
+        loss()  # what an ordinary call leaves behind is no reason to compile anew
+    assert counter.frame_count == 1
 
 
 @every

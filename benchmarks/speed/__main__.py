@@ -6,7 +6,8 @@ units, splines of 8 bins on [-5, 5], float32. The floor is what cannot be saved:
 training with their backward pass and the same fused Adam. Operations: a sample and its log density (slq), log_prob
 (lp), a step on the reverse Kullback-Leibler divergence from a standard normal (rkl), a step on the likelihood (mle).
 Everything runs on the same cores, as many as there are threads. Then the memory of one mle step, by live tensors.
-Ours compiled (compile=True) is one more column with --compiled; its compilation, a minute or two a cell, comes on top.
+With --compiled come two more columns: our flow compiled (compile=True), and the ordinary flow within a compiled
+operation. Their compilation, a minute or two a cell each, comes on top.
 
     python -m benchmarks.speed [--quick] [--threads 2] [--cells 'affine/*/rkl'] [--json FILE] [--markdown FILE]
     python -m benchmarks.speed --compiled --only pyro_coupling flowjax --cells 'rational-quadratic/*' --layers
@@ -36,7 +37,7 @@ import torch
 from examples.live_memory import LiveMemory
 
 from .cells import CELLS, KINDS, Cell, Sample, timed
-from .contenders import COMPILED, CONTENDERS, ours
+from .contenders import COMPILED, COMPILED_LOSS, CONTENDERS, ours
 from .operations import build, check, data, floor, loss_of, operation
 from .table import markdown
 
@@ -97,14 +98,15 @@ def take_turns(contenders: dict[str, Callable[[int], list[Sample]]], end: float)
 def measure(cell: Cell, seconds: float, names: list[str], flowjax: Flowjax | None) -> dict[str, dict[str, float]]:
     """Milliseconds, with quartiles, and what else there is to know of each contender."""
     end = time.perf_counter() + seconds
+    torch.compiler.reset()  # torch keeps but a handful of what it compiles of one function
     runs = {"floor": partial(timed, floor(cell))}
     facts: dict[str, dict[str, float]] = {"floor": {"products": 1.0}}
     for name in names:
         flow = build(CONTENDERS[name], cell)
-        checked = ours if name == COMPILED else CONTENDERS[name]  # products can't be counted in compiled code
+        checked = ours if name in COMPILED else CONTENDERS[name]  # products can't be counted in compiled code
         facts[name] = {"products": check(checked, cell), "parameters": sum(p.numel() for p in flow.module.parameters())}
-        runs[name] = partial(timed, operation(cell, flow))
-        if name == COMPILED:
+        runs[name] = partial(timed, operation(cell, flow, compiled=name == COMPILED_LOSS))
+        if name in COMPILED:
             facts[name]["compilation"] = max(wall for wall, _ in runs[name](2)) / 1e3
             end += facts[name]["compilation"]
     facts["floor"]["parameters"] = facts[names[0]]["parameters"]
@@ -122,8 +124,9 @@ def memory(cell: Cell) -> dict[str, float]:
     """Megabytes of live tensors at the peak of the cell's loss and its backward pass."""
     peaks = {}
     contenders = CONTENDERS | {"pyro_coupling, checkpoint": partial(ours, checkpoint=True)}
-    del contenders[COMPILED]  # what it stores is out of sight
     for name, make in contenders.items():
+        if name in COMPILED:  # what it stores is out of sight
+            continue
         flow, x = build(make, cell), data(cell)
         with LiveMemory([x, *flow.module.parameters(), *flow.module.buffers()]) as live:
             loss_of(cell, flow, x).backward()
@@ -166,8 +169,8 @@ def main() -> None:
     cells = chosen(options.cells or (QUICK if options.quick else ["*"]))
     minutes = options.minutes or (QUICK_MINUTES if options.quick else MINUTES)
 
-    names = [name for name in CONTENDERS if name != COMPILED and name in (options.only or CONTENDERS)]
-    names += [COMPILED] * options.compiled
+    names = [name for name in CONTENDERS if name not in COMPILED and name in (options.only or CONTENDERS)]
+    names += COMPILED * options.compiled
     flowjax = Flowjax() if find_spec("flowjax") and "flowjax" in (options.only or ["flowjax"]) else None
     peaks = [
         {"kind": kind, "layers": count, "megabytes": memory(Cell(kind, 64, 4096, "mle", count))}
@@ -178,7 +181,7 @@ def main() -> None:
     for cell in cells:
         seconds = (end - time.perf_counter()) * cell.share / shares
         rows.append({**asdict(cell), "contenders": measure(cell, seconds, names, flowjax)})
-        end += rows[-1]["contenders"].get(COMPILED, {}).get("compilation", 0.0)
+        end += sum(facts.get("compilation", 0.0) for facts in rows[-1]["contenders"].values())
         shares -= cell.share
         medians = {name: facts["median"] for name, facts in rows[-1]["contenders"].items()}
         print(f"{cell.name}: " + ", ".join(f"{name} {median:.3g}" for name, median in medians.items()), flush=True)

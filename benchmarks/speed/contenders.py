@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["COMPILED", "CONTENDERS", "PEERS", "Conditioner", "Flow", "conditioners"]
+__all__ = ["COMPILED", "COMPILED_LOSS", "CONTENDERS", "PEERS", "Conditioner", "Flow", "conditioners"]
 
 import warnings
 from collections.abc import Callable
@@ -136,14 +136,17 @@ def _masked(cell: Cell, layer: Callable[..., nn.Module]) -> list[nn.Module]:
     return [layer(torch.arange(cell.dim) % 2 == i % 2, Conditioner) for i in range(cell.layers)]
 
 
-#: The one whose set-up takes a minute a cell, so that it stands beside the others where it is asked for.
-COMPILED = "pyro_coupling, compiled"
+#: The ordinary flow within an operation that is compiled as a whole, density of the base and of the target included.
+COMPILED_LOSS = "pyro_coupling, compiled loss"
+#: Those whose set-up takes a minute a cell, so that they stand beside the others where they are asked for.
+COMPILED = ("pyro_coupling, compiled", COMPILED_LOSS)
 #: A column each; ``partial(ours, ...)`` with a setting of the recipes makes another one of ours. The first has halves,
 #: as all peers have; random ones, the default of our recipes, cost a reordering for every other coupling.
 CONTENDERS: dict[str, Callable[[Cell], Flow]] = {
     "pyro_coupling": ours,
     "pyro_coupling, random": partial(ours, mask="random"),
-    COMPILED: partial(ours, compile=True),
+    COMPILED[0]: partial(ours, compile=True),
+    COMPILED_LOSS: ours,
     "Pyro": of_pyro,
     "zuko": of_zuko,
     "normflows": of_normflows,

@@ -16,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from .cells import LEARNING_RATE, Cell
 from .contenders import Flow, conditioners
 
+#: inductor's, with C++ in place of Python where that is on offer, and torch's noise as everywhere else
+COMPILATION = {"fullgraph": True, "dynamic": False, "options": {"cpp_wrapper": True, "fallback_random": True}}
+
 
 def build(make: Callable[[Cell], Flow], cell: Cell) -> Flow:
     """A flow with the weights that every contender gets; raises where its networks are other than the floor's."""
@@ -29,12 +32,14 @@ def build(make: Callable[[Cell], Flow], cell: Cell) -> Flow:
     return flow
 
 
-def operation(cell: Cell, flow: Flow) -> Callable[[], object]:
-    """What is timed."""
+def operation(cell: Cell, flow: Flow, compiled: bool = False) -> Callable[[], object]:
+    """What is timed; ``compiled`` makes one function of what comes before the gradients, and one of these."""
     x = data(cell)
+    whole = partial(torch.compile, **COMPILATION) if compiled else lambda function: function
     if cell.trains:
-        return _training_step(flow.module, lambda: loss_of(cell, flow, x).backward())
-    return torch.no_grad()(partial(_draw, cell, flow) if cell.samples else partial(_log_prob, flow, x))
+        loss = whole(lambda x: loss_of(cell, flow, x))
+        return _training_step(flow.module, lambda: loss(x).backward())
+    return torch.no_grad()(partial(whole(lambda x: _draw(cell, flow) if cell.samples else _log_prob(flow, x)), x))
 
 
 def loss_of(cell: Cell, flow: Flow, x: Tensor) -> Tensor:

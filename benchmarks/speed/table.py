@@ -35,7 +35,8 @@ def _ratios(rows: list[dict]) -> str:
     """Every contender by the floor, and the fastest torch peer by ours; seconds of compilation, where there was one."""
     names = [name for name in rows[0]["contenders"] if name != "floor"]
     peers = [name for name in PEERS if name in names]
-    heads = ["cell", *names] + ["best torch peer / ours"] * bool(peers) + ["compilation (s)"] * (COMPILED in names)
+    compiled = [name for name in COMPILED if name in names]
+    heads = ["cell", *names] + ["best torch peer / ours"] * bool(peers) + ["compilation (s)"] * bool(compiled)
     lines = []
     for row in rows:
         medians = {name: facts["median"] for name, facts in row["contenders"].items()}
@@ -43,8 +44,8 @@ def _ratios(rows: list[dict]) -> str:
         if peers:
             best = min(peers, key=medians.get)
             line.append(f"{medians[best] / medians['pyro_coupling']:.2f} ({best})")
-        if COMPILED in names:
-            line.append(f"{row['contenders'][COMPILED]['compilation']:.0f}")
+        if compiled:
+            line.append(", ".join(f"{row['contenders'][name]['compilation']:.0f}" for name in compiled))
         lines.append(line)
     return _table(heads, lines)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import register
-from .parts import check_settings, zeroed
+from .parts import Linear, check_settings, zeroed
 
 
 @register
@@ -48,8 +48,8 @@ class MLP(nn.Sequential):
         for size, next_size in pairwise(sizes):
             # one module with the activation, so that weights load whether or not there is dropout
             active = nn.Sequential(activation(), nn.Dropout(dropout)) if dropout else activation()
-            layers += [nn.Linear(size, next_size), active]
-        super().__init__(*layers, zeroed(nn.Linear(sizes[-1], out_features)))
+            layers += [Linear(size, next_size), active]
+        super().__init__(*layers, zeroed(Linear(sizes[-1], out_features)))
 
 
 @register

@@ -1,8 +1,8 @@
-"""What the conditioners share: the check of their settings, batches of any shape, residual blocks, the zero start."""
+"""What the conditioners share: checked settings, batches of any shape, linear layers, residual blocks, zero starts."""
 
 from __future__ import annotations
 
-__all__ = ["Residual", "activated", "check_settings", "over_batch", "zeroed"]
+__all__ = ["Linear", "Residual", "activated", "check_settings", "over_batch", "zeroed"]
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..registry import register
 
 Layer = TypeVar("Layer", bound=nn.Module)
+
+_FEW = 16  # columns of a product from which on it takes no longer than that of the transposed matrices
 
 
 def zeroed(layer: Layer) -> Layer:
@@ -45,6 +47,20 @@ def activated(
 ) -> list[nn.Module]:
     """What stands before a layer of a pre-activation network: a normalisation, if there is one, and the activation."""
     return [activation()] if normalization is None else [normalization(size), activation()]
+
+
+class Linear(nn.Linear):
+    """``nn.Linear``, its gradient faster where it has few inputs, as the first layer of a small problem's network.
+
+    Autograd takes the gradient of the weight as a product with one column for each input, or as that of the
+    transposed matrices, according to the layout of the weight. Few columns can be slow: MKL needs 40 microseconds
+    for 128 x 256 by 256 x 4 on an AMD EPYC, and 8 for the transposed matrices.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # a copy, since a parameter that lies in memory by columns is refused by safetensors
+        weight = self.weight.mT.contiguous().mT if self.in_features < _FEW else self.weight
+        return nn.functional.linear(x, weight, self.bias)
 
 
 @register

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..registry import register
-from .parts import Residual, activated, check_settings, zeroed
+from .parts import Linear, Residual, activated, check_settings, zeroed
 
 
 @register
@@ -68,7 +68,7 @@ class ResidualMLP(nn.Sequential):
             for _ in range(num_blocks)
         ]
         super().__init__(
-            nn.Linear(in_features, hidden_dim),
+            Linear(in_features, hidden_dim),
             *blocks,
             *activated(hidden_dim, activation, normalization),
             zeroed(nn.Linear(hidden_dim, out_features)),

@@ -146,7 +146,7 @@ class Bijection(TransformModule, ConditionalTransformModule):
         self.event_shape = torch.Size(event_shape)
         self.output_shape = self.event_shape if output_shape is None else torch.Size(output_shape)
         self.context_shape = _context_shape(type(self).__name__, context_dim)
-        self._notes = WeakIdKeyDictionary()
+        self._notes: WeakIdKeyDictionary | None = None  # of one note; made with it, since a compiler can't make one
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -236,6 +236,8 @@ class Bijection(TransformModule, ConditionalTransformModule):
     @property
     def inv(self) -> Bijection:
         """The inverse as a bijection of its own; ``t.inv.inv is t``."""
+        if torch.compiler.is_compiling():  # a compiled function is made anew when what it has read changes
+            return Inverse(self)
         if self._inv is None:
             # past nn.Module's registration: an inverse has the bijection as its child, not the reverse
             object.__setattr__(self, "_inv", Inverse(self))
@@ -279,24 +281,25 @@ class Bijection(TransformModule, ConditionalTransformModule):
             note = self._noted(output)
             if note is not None and note[0] is source:
                 # used up: a second backward through the same graph would fail
-                self._notes.clear()
+                self._notes = None
                 return note[1]
         return self.forward_and_log_det(x)[1]
 
     def _note(self, output: Tensor, source: Tensor, log_det: Tensor) -> None:
         if output is source or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
-        self._notes.clear()  # one note at a time, so that memory cannot pile up
+        self._notes = None  # one note at a time, so that memory cannot pile up
         state = self._state(source)
         try:
             marks = _marks([output, *state])
         except RuntimeError:  # tensors of inference mode or torch.func cannot tell whether they have changed
             return
+        self._notes = WeakIdKeyDictionary()
         self._notes[output] = (source, log_det, torch.is_grad_enabled(), state, marks)
 
     def _noted(self, output: Tensor) -> tuple[Tensor, Tensor] | None:
         """Input and log-determinant of the call that made ``output``, if they still hold."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self._notes is None:
             return None
         note = self._notes.get(output)
         if note is None:
@@ -319,10 +322,6 @@ class Bijection(TransformModule, ConditionalTransformModule):
         state = super().__getstate__()
         state["_notes"] = None  # notes belong to tensors, not to the module
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._notes = WeakIdKeyDictionary()
 
     def __repr__(self) -> str:
         return torch.nn.Module.__repr__(self)

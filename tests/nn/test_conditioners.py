@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from pyro_coupling.nn import (
@@ -26,7 +27,7 @@ from pyro_coupling.nn import (
     SinusoidalPositions,
     mlp,
 )
-from pyro_coupling.nn.parts import zeroed
+from pyro_coupling.nn.parts import Linear, zeroed
 from pyro_coupling.transforms import Affine, Coupling
 
 EDGES = torch.tensor([[0, 1, 1, 2, 3], [1, 0, 2, 1, 1]])
@@ -354,3 +355,27 @@ def test_learned_numbers_move_at_their_rate():
             numbers.value += 0.25
     assert torch.equal(slow(torch.empty(5, 0)), torch.full((3,), 0.25))
     assert torch.equal(fast(torch.empty(5, 0)), torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("in_features", [1, 3, 15, 16])
+@pytest.mark.parametrize("batch_shape", [(), (7,), (2, 7)])
+def test_linear_is_torchs_own(in_features, batch_shape):
+    torch.manual_seed(0)
+    theirs = nn.Linear(in_features, 5).double()
+    ours = Linear(in_features, 5).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(*batch_shape, in_features, dtype=torch.float64, requires_grad=True)
+
+    def derivatives(layer):
+        y = layer(x).tanh().sum()
+        first = torch.autograd.grad(y, [x, *layer.parameters()], create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, *layer.parameters()])]
+
+    for found, expected in zip(derivatives(ours), derivatives(theirs), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_few_inputs_can_be_saved_by_safetensors_itself():
+    layer = Linear(3, 5)
+    layer(torch.ones(2, 3)).sum().backward()
+    assert torch.equal(load(save(layer.state_dict()))["weight"], layer.weight)

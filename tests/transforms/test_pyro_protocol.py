@@ -285,7 +285,7 @@ def test_nothing_of_a_call_outlives_its_output(name):
     finally:
         gc.enable()
     holders = [part for part in (*plain.modules(), *plain.inv.modules()) if hasattr(part, "_notes")]
-    assert not any(len(part._notes) for part in holders)
+    assert not any(part._notes for part in holders)
     held = [value for part in holders for key, value in vars(part).items() if key != "context"]
     assert not any(isinstance(value, torch.Tensor) for value in held)
 
