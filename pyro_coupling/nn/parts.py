@@ -53,13 +53,14 @@ class Linear(nn.Linear):
     """``nn.Linear``, its gradient faster where it has few inputs, as the first layer of a small problem's network.
 
     Autograd takes the gradient of the weight as a product with one column for each input, or as that of the
-    transposed matrices, according to the layout of the weight. Few columns can be slow: MKL needs 40 microseconds
-    for 128 x 256 by 256 x 4 on an AMD EPYC, and 8 for the transposed matrices.
+    transposed matrices, according to the layout of the weight. On a CPU few columns can be slow: MKL needs 40
+    microseconds for 128 x 256 by 256 x 4 on an AMD EPYC, and 8 for the transposed matrices.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # a copy, since a parameter that lies in memory by columns is refused by safetensors
-        weight = self.weight.mT.contiguous().mT if self.in_features < _FEW else self.weight
+        weight = self.weight
+        if self.in_features < _FEW and weight.device.type == "cpu":
+            weight = weight.mT.contiguous().mT  # no parameter of that layout, which safetensors refuses
         return nn.functional.linear(x, weight, self.bias)
 
 
