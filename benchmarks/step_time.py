@@ -87,6 +87,7 @@ def ordinary_step() -> Callable[[Stopwatch], None]:
         torch.autograd.backward([x], [(score_q - score_p) / PARTICLES])
         watch.lap("backward")
         trainer.clip_and_step()
+        trainer.record.num_steps += 1  # averages are not taken in every step
         watch.lap("optimiser")
 
     return step
@@ -101,6 +102,7 @@ def replayed_step(compile: bool) -> Callable[[Stopwatch], None]:
         trainer.gradient_step(torch.randn(PARTICLES, trainer.target.dim), covering=False, step=RECORDED)
         watch.lap("flow, model, backward")
         trainer.clip_and_step()
+        trainer.record.num_steps += 1  # averages are not taken in every step
         watch.lap("optimiser")
 
     return step
