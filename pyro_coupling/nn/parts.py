@@ -49,6 +49,7 @@ def activated(
     return [activation()] if normalization is None else [normalization(size), activation()]
 
 
+@register
 class Linear(nn.Linear):
     """``nn.Linear``, its gradient faster where it has few inputs, as the first layer of a small problem's network.
 
