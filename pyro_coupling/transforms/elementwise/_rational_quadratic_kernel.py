@@ -101,10 +101,12 @@ class _RationalQuadratic(torch.autograd.Function):
         x, logs, piece, number, inside = ctx.saved_tensors
         knots = ctx.knots
         by_value, by_log = (torch.zeros_like(piece[0]) if grad is None else grad for grad in (by_value, by_log))
-        curve = _Curve.through(x.clamp(-knots.bound, knots.bound), piece)
+        curve = _Curve(piece, x.clamp(-knots.bound, knots.bound))
         by_position, pulled = curve.pull(by_value * inside, by_log * inside, ctx.inverse)
         by_position = torch.where(inside, by_position, by_value)
-        by_raw = _pull_piece(_sum(pulled, by_piece), by_logs, logs, piece, number, knots)
+        if by_piece is not None:  # of a second derivative
+            pulled = pulled + torch.cat([by_piece[:2], by_piece[2:4] * piece[2:4], by_piece[4:]])
+        by_raw = _pull_piece(pulled, by_logs, logs, piece, number, knots)
         return by_position.sum_to_size(ctx.shape), by_raw, None, None
 
 
@@ -114,7 +116,7 @@ def _evaluate(position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> _Ou
     inside = position.abs() < knots.reach
     clamped = position.clamp(-knots.bound, knots.bound)
     piece, number = _find_piece(clamped, logs, slopes, knots, axis=int(inverse))
-    curve = (_Curve.through_y if inverse else _Curve.through)(clamped, piece)
+    curve = _Curve(piece, clamped, inverse)
     value, log_slope = curve.x() if inverse else curve.y(), curve.log_slope()
     log_slope = (-log_slope if inverse else log_slope) * inside
     return _Outcome(torch.where(inside, value, position), log_slope, logs, piece, number, inside)
@@ -138,8 +140,8 @@ def _find_piece(position: Tensor, logs: Tensor, slopes: Tensor, knots: Knots, ax
     scale = 2 * knots.bound / relative.sum(1)
     with torch.no_grad():
         level = (position + knots.bound) / scale[axis]
-        # one for each inner knot that the position has reached, else zero: not as booleans, which are slow on a CPU
-        reached = (level - relative[axis, :-1].cumsum(0)).sign_().add_(1).clamp(max=1)
+        # one for each inner knot that the position has passed, else zero: not as booleans, which are slow on a CPU
+        reached = (level - relative[axis, :-1].cumsum(0)).sign_().clamp(min=0)
     marks, rows, ends = reached.unbind(), relative.unbind(1), _at_knots(slopes, knots)
     edge = _sum_reached(marks, rows) * scale - knots.bound
     size = _last_reached(marks, rows) * scale
@@ -150,7 +152,7 @@ def _find_piece(position: Tensor, logs: Tensor, slopes: Tensor, knots: Knots, ax
 def _pull_piece(
     by_piece: Tensor, by_logs: Tensor | None, logs: Tensor, piece: Tensor, number: Tensor, knots: Knots
 ) -> Tensor:
-    """Gradient by the raw numbers from that by the piece of each position."""
+    """Gradient by the raw numbers from that by the piece of each position, as `_Curve.pull` returns it."""
     by_sizes, by_slopes = _pull_bins(by_piece, logs, piece, number, knots)
     by_sizes = by_sizes if by_logs is None else torch.add(by_sizes, by_logs, alpha=_LOG2_E)
     by_sizes = _pull_squash(by_sizes, logs, knots.limit * _LOG2_E)
@@ -160,13 +162,12 @@ def _pull_piece(
 def _pull_bins(by_piece: Tensor, logs: Tensor, piece: Tensor, number: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     """Gradients by the natural logarithms of relative sizes and by the raw slopes."""
     by_edge, by_size, by_slope = by_piece.split(2)
-    edge, size, slope = piece.split(2)
+    edge, _, slope = piece.split(2)
     relative = logs.exp2()
     scale = 2 * knots.bound / relative.sum(1)
     before, at = _compare(number, knots.num_bins)
     # sizes are shares of the whole, each of which takes from all others
-    by_size = by_size * size
-    shared = torch.addcmul(by_size, by_edge, edge + knots.bound) * scale * (-0.5 / knots.bound)
+    shared = torch.addcmul(by_size, by_edge, edge + knots.bound).mul_(scale).mul_(-0.5 / knots.bound)
     by_sizes = torch.addcmul(shared.unsqueeze(1), (by_edge * scale).unsqueeze(1), before).mul_(relative)
     by_sizes = by_sizes.addcmul_(by_size.unsqueeze(1), at).sum_to_size(logs.shape)
     by_slope = _pull_squash(by_slope, slope, knots.limit)
@@ -220,39 +221,33 @@ def _pull_squash(grad: Tensor, squashed: Tensor, limit: float) -> Tensor:
     return torch.addcmul(grad, grad * squashed, squashed, value=-1 / limit**2)
 
 
-def _sum(a: Tensor, b: Tensor | None) -> Tensor:
-    return a if b is None else a + b
-
-
 class _Curve:
-    """Rational-quadratic pieces at the relative positions t (Durkan et al. 2019, equations 4 and 5).
+    """Rational-quadratic pieces, each at one position (Durkan et al. 2019, equations 4 and 5).
 
     Args:
         piece: As `_find_piece` returns it.
-        t: From 0 at the left edge to 1 at the right, ``(*batch, features)``.
+        position: x, or y, ``(*batch, features)``.
+        inverse: Whether positions are y.
     """
 
-    def __init__(self, piece: Tensor, t: Tensor) -> None:
+    def __init__(self, piece: Tensor, position: Tensor, inverse: bool = False) -> None:
         self.left, self.bottom, self.width, self.height = piece[:4].unbind()
         self.slope1, self.slope0 = piece[4:].exp().unbind()
-        self.t, self.t_rest = t, t - t.square()
         self.secant = self.height / self.width
         self.bend = torch.sub(self.slope0 + self.slope1, self.secant, alpha=2)
+        # from 0 at the left edge to 1 at the right
+        if inverse:
+            self.t = relative_root(position - self.bottom, self.height, self.secant, self.slope0, self.bend)
+        else:
+            self.t = (position - self.left) / self.width
+        self.t_square = self.t.square()
+        self.t_rest = self.t - self.t_square
         self.below = torch.addcmul(self.secant, self.bend, self.t_rest)
-        self.above = torch.addcmul(torch.lerp(self.slope0, self.slope1, t), self.bend, self.t_rest, value=-1)
-
-    @classmethod
-    def through(cls, x: Tensor, piece: Tensor) -> _Curve:
-        return cls(piece, (x - piece[0]) / piece[2])
-
-    @classmethod
-    def through_y(cls, y: Tensor, piece: Tensor) -> _Curve:
-        slope1, slope0 = piece[4:].exp().unbind()
-        return cls(piece, relative_root(y - piece[1], piece[3], piece[3] / piece[2], slope0, slope1))
+        self.above = torch.addcmul(torch.lerp(self.slope0, self.slope1, self.t), self.bend, self.t_rest, value=-1)
 
     def rise(self) -> Tensor:
         """Share of the height, from 0 to 1."""
-        return torch.addcmul(self.secant * self.t.square(), self.slope0, self.t_rest) / self.below
+        return torch.addcmul(self.secant * self.t_square, self.slope0, self.t_rest) / self.below
 
     def x(self) -> Tensor:
         return torch.addcmul(self.left, self.t, self.width)
@@ -267,12 +262,12 @@ class _Curve:
         return torch.add(self.above.log(), (self.secant / self.below).log(), alpha=2)
 
     def log_slope_by_x(self) -> Tensor:
-        bent = self.bend * torch.rsub(self.t, 1, alpha=2)
+        bent = torch.addcmul(self.bend, self.bend, self.t, value=-2)
         by_t = torch.addcdiv((self.slope1 - self.slope0 - bent) / self.above, bent, self.below, value=-2)
         return by_t / self.width
 
     def pull(self, by_value: Tensor, by_log: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Gradients by position and piece from those by value and log slope."""
+        """Gradients by position and piece, logarithms in place of its sizes, from those by value and log slope."""
         slope, by_x_of_log = self.slope(), self.log_slope_by_x()
         if inverse:
             # By the implicit function theorem. In terms of x and the log slope at x: where y and the piece change,
@@ -285,25 +280,30 @@ class _Curve:
 
     def _pull_piece(self, by_x: Tensor, by_y: Tensor, by_log: Tensor) -> Tensor:
         rise, t_rest = self.rise(), self.t_rest
-        by_below = by_y * self.height / self.below
+        by_rise = by_y * self.height
+        by_below = by_rise / self.below
         by_above = by_log / self.above
         drag = torch.addcdiv(by_below * rise, by_log, self.below, value=2)
-        by_slope0 = torch.addcmul(by_above * (1 - self.t - t_rest), t_rest, by_below - drag) * self.slope0
-        by_slope1 = torch.addcmul(by_above * (self.t - t_rest), t_rest, drag, value=-1) * self.slope1
+        to_left = torch.addcmul(by_above, by_above, self.t + t_rest, value=-1)
+        by_slope0 = torch.addcmul(to_left, t_rest, by_below - drag) * self.slope0
+        by_slope1 = torch.addcmul(by_above * self.t_square, t_rest, drag, value=-1) * self.slope1
         # with all three slopes multiplied by a number, the rise stays and the slope is multiplied by it
         by_secant = by_log - by_slope0 - by_slope1
-        by_width = -torch.addcmul(by_secant / self.width, by_x, self.t)
-        by_height = torch.addcmul(by_secant / self.height, by_y, rise)
-        return torch.stack([-by_x, by_y, by_width, by_height, by_slope1, by_slope0])
+        by_log_width = -torch.addcmul(by_secant, by_x * self.width, self.t)
+        by_log_height = torch.addcmul(by_secant, by_rise, rise)
+        return torch.stack([-by_x, by_y, by_log_width, by_log_height, by_slope1, by_slope0])
 
 
-def relative_root(rise: Tensor, height: Tensor, secant: Tensor, slope0: Tensor, slope1: Tensor) -> Tensor:
-    """Where in its bin, from 0 to 1, a rational-quadratic piece has risen by ``rise``."""
+def relative_root(rise: Tensor, height: Tensor, secant: Tensor, slope0: Tensor, bend: Tensor) -> Tensor:
+    """Where in its bin, from 0 to 1, a rational-quadratic piece has risen by ``rise``.
+
+    ``bend`` is the sum of the slopes at both ends, less twice the secant.
+    """
     # the root of a t^2 + b t - c in [0, 1], in the form that cancels nothing (Durkan et al., equation 29)
-    bend = torch.sub(slope0 + slope1, secant, alpha=2) * rise
-    a = torch.addcmul(bend, height, secant - slope0)
-    b = height * slope0 - bend
+    bent = bend * rise
+    a = torch.addcmul(bent, height, secant - slope0)
+    b = height * slope0 - bent
     c = secant * rise
     discriminant = torch.addcmul(b.square(), a, c, value=4).clamp(min=torch.finfo(rise.dtype).tiny)
-    t = 2 * c / (b + discriminant.sqrt())
+    t = (c + c) / (b + discriminant.sqrt())
     return replace_value(t, t.clamp(0, 1))  # rounding may leave the bin, where the slope may be negative
