@@ -46,9 +46,11 @@ class MLP(nn.Sequential):
         sizes = [in_features, *_checked(hidden_dims)]
         layers: list[nn.Module] = []
         for size, next_size in pairwise(sizes):
+            active = activation()
+            if type(active) is nn.ReLU:  # needs its result alone for the gradient, and the layer's output is nobody's
+                active = nn.ReLU(inplace=True)
             # one module with the activation, so that weights load whether or not there is dropout
-            active = nn.Sequential(activation(), nn.Dropout(dropout)) if dropout else activation()
-            layers += [Linear(size, next_size), active]
+            layers += [Linear(size, next_size), nn.Sequential(active, nn.Dropout(dropout)) if dropout else active]
         super().__init__(*layers, zeroed(Linear(sizes[-1], out_features)))
 
 

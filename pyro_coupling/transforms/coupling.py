@@ -79,12 +79,12 @@ class Coupling(Bijection):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         staying, moving = self.partition.split(self._flat(x))
         moved, log_slope = self.elementwise.forward_and_log_det(moving, self._parameters_from(staying, context))
-        return self.partition.join(staying, moved).reshape(x.shape), log_slope.expand_as(moved).sum(-1)
+        return self._shaped(staying, moved, x.shape), _total(log_slope, moved)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         staying, moved = self.partition.split(self._flat(y))
         moving, log_slope = self.elementwise.inverse_and_log_det(moved, self._parameters_from(staying, context))
-        return self.partition.join(staying, moving).reshape(y.shape), log_slope.expand_as(moving).sum(-1)
+        return self._shaped(staying, moving, y.shape), _total(log_slope, moving)
 
     def forward_and_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
@@ -104,9 +104,9 @@ class Coupling(Bijection):
                 score_moving = score_moving - _grad([log_slope], [torch.ones_like(log_slope)], moving)
             new_moving = score_moving * (-log_slope.detach()).exp()
             pulled = _grad([moved, log_slope], [new_moving, torch.ones_like(log_slope)], staying)
-            y = self.partition.join(staying, moved)
+            y = self._shaped(staying, moved, x.shape)
         new_score = self.partition.join(score_staying - pulled, new_moving)
-        y, log_det = y.reshape(x.shape), log_slope.sum(-1)
+        log_det = log_slope.sum(-1)
         if not grad_enabled:
             y, log_det = y.detach(), log_det.detach()
         return y, log_det, new_score.reshape(x.shape)
@@ -138,6 +138,10 @@ class Coupling(Bijection):
         n = len(self.event_shape)
         return x if n == 1 else x.reshape(x.shape[: x.dim() - n] + (self.event_shape.numel(),))
 
+    def _shaped(self, staying: Tensor, moving: Tensor, shape: torch.Size) -> Tensor:
+        y = self.partition.join(staying, moving)
+        return y if len(self.event_shape) == 1 else y.reshape(shape)  # in a small flow even a view that is y counts
+
     def _check_context_layout(self) -> None:
         shown, dim = list(self.partition.shown_shape), self.partition.channel_dim
         if len(self.context_shape) > 1:
@@ -165,6 +169,11 @@ class Coupling(Bijection):
 
     def extra_repr(self) -> str:
         return f"elementwise={self.elementwise}"
+
+
+def _total(log_slope: Tensor, moved: Tensor) -> Tensor:
+    """Log-determinant: a map may give one slope for several of the moved entries."""
+    return (log_slope if log_slope.shape == moved.shape else log_slope.expand_as(moved)).sum(-1)
 
 
 def _grad(outputs: list[Tensor], weights: list[Tensor], source: Tensor) -> Tensor:
