@@ -259,7 +259,7 @@ class _Curve:
         return (self.secant / self.below).square() * self.above
 
     def log_slope(self) -> Tensor:
-        return torch.add(self.above.log(), (self.secant / self.below).log(), alpha=2)
+        return self.slope().log()
 
     def log_slope_by_x(self) -> Tensor:
         bent = torch.addcmul(self.bend, self.bend, self.t, value=-2)
