@@ -18,6 +18,10 @@ from ._bins import replace_value, squash
 # bin sizes are powers of two of their binary logarithms: twice as fast on a CPU as those of e
 _LOG2_E = math.log2(math.e)
 
+# Numbers in a table up to which a whole product with it is faster than one operation for each row: twice as fast for
+# 256 x 4 positions and eight bins. Long batches are faster row by row, which stays in the cache.
+_SMALL = 2**16
+
 
 class Knots(NamedTuple):
     """How the raw numbers of a spline are read.
@@ -142,11 +146,16 @@ def _find_piece(position: Tensor, logs: Tensor, slopes: Tensor, knots: Knots, ax
         level = (position + knots.bound) / scale[axis]
         # one for each inner knot that the position has passed, else zero: not as booleans, which are slow on a CPU
         reached = (level - relative[axis, :-1].cumsum(0)).sign_().clamp(min=0)
-    marks, rows, ends = reached.unbind(), relative.unbind(1), _at_knots(slopes, knots)
-    edge = _sum_reached(marks, rows) * scale - knots.bound
-    size = _last_reached(marks, rows) * scale
-    slope = torch.stack([_last_reached(marks, ends[1:]), _last_reached(marks, ends[:-1])])
-    return torch.cat([edge, size, squash(slope, knots.limit)]), reached.sum(0)
+    number = reached.sum(0)
+    if relative.numel() > _SMALL or torch.compiler.is_compiling():
+        marks, rows, ends = reached.unbind(), relative.unbind(1), _at_knots(slopes, knots)
+        edge, size = _sum_reached(marks, rows), _last_reached(marks, rows)
+        slope = torch.stack([_last_reached(marks, ends[1:]), _last_reached(marks, ends[:-1])])
+    else:
+        before, at = _compare(number, knots.num_bins)
+        edge, size = (relative * before).sum(1), (relative * at).sum(1)
+        slope = (slopes * _slope_weights(at, knots)).sum(1)
+    return torch.cat([edge * scale - knots.bound, size * scale, squash(slope, knots.limit)]), number
 
 
 def _pull_piece(
@@ -202,9 +211,9 @@ def _sum_reached(marks: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
 
 def _compare(number: Tensor, num_bins: int) -> tuple[Tensor, Tensor]:
     """For each bin one where it lies before that of the given number, and one where it is it; else zero."""
-    bins = torch.arange(num_bins, dtype=number.dtype, device=number.device)
-    ahead = number - bins.view((num_bins,) + (1,) * number.dim())
-    return ahead.clamp(0, 1), ahead.eq_(0)
+    bins = torch.arange(-1, num_bins, dtype=number.dtype, device=number.device)
+    before = (number - bins.view((-1,) + (1,) * number.dim())).clamp(0, 1)
+    return before[1:], before[:-1] - before[1:]
 
 
 def _slope_weights(at: Tensor, knots: Knots) -> Tensor:
