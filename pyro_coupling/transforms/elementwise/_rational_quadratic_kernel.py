@@ -173,11 +173,12 @@ def _pull_bins(by_piece: Tensor, logs: Tensor, piece: Tensor, number: Tensor, kn
     by_edge, by_size, by_slope = by_piece.split(2)
     edge, _, slope = piece.split(2)
     relative = logs.exp2()
-    scale = 2 * knots.bound / relative.sum(1)
+    share = relative.sum(1).reciprocal()
     before, at = _compare(number, knots.num_bins)
     # sizes are shares of the whole, each of which takes from all others
-    shared = torch.addcmul(by_size, by_edge, edge + knots.bound).mul_(scale).mul_(-0.5 / knots.bound)
-    by_sizes = torch.addcmul(shared.unsqueeze(1), (by_edge * scale).unsqueeze(1), before).mul_(relative)
+    shared = torch.addcmul(by_size, by_edge, edge + knots.bound) * -share
+    by_edge = (by_edge * share).unsqueeze(1)
+    by_sizes = torch.addcmul(shared.unsqueeze(1), by_edge, before, value=2 * knots.bound).mul_(relative)
     by_sizes = by_sizes.addcmul_(by_size.unsqueeze(1), at).sum_to_size(logs.shape)
     by_slope = _pull_squash(by_slope, slope, knots.limit)
     to_right, to_left = _slope_weights(at, knots)
