@@ -65,6 +65,7 @@ def attention(**kwargs):
 #: name -> what builds it, the shape of its input, the shape of its output
 CASES = {
     "MLP": (partial(MLP, 3, 4, (8, 8)), (3,), (4,)),
+    "MLP-relu": (partial(MLP, 3, 4, (8, 8), nn.ReLU), (3,), (4,)),
     "SeparateMLPs": (partial(SeparateMLPs, 3, 2, 4, (8,)), (3,), (8,)),
     "ResidualMLP": (partial(ResidualMLP, 3, 4, 8), (3,), (4,)),
     "ResidualMLP-layer-norm": (partial(ResidualMLP, 3, 4, 8, layer_norm=True), (3,), (4,)),
@@ -379,3 +380,21 @@ def test_weights_of_few_inputs_can_be_saved_by_safetensors_itself():
     layer = Linear(3, 5)
     layer(torch.ones(2, 3)).sum().backward()
     assert torch.equal(load(save(layer.state_dict()))["weight"], layer.weight)
+
+
+def test_relu_acts_in_place_and_the_module_that_was_given_does_not():
+    torch.manual_seed(0)
+    given = nn.ReLU()
+    network = MLP(3, 4, (8, 8), activation=lambda: given)
+    assert [part.inplace for part in network if isinstance(part, nn.ReLU)] == [True, True]
+    assert not given.inplace
+    nn.init.normal_(network[-1].weight)
+    ordinary = nn.Sequential(network[0], given, network[2], given, network[4])
+    x = torch.randn(7, 3, requires_grad=True)
+
+    def outcome(network):
+        y = network(x)
+        return [y, *torch.autograd.grad(y.cos().sum(), [x, *network.parameters()])]
+
+    for found, expected in zip(outcome(network), outcome(ordinary), strict=True):
+        assert torch.equal(found, expected)

@@ -66,6 +66,16 @@ def test_the_gradient_is_that_of_the_formulas(spline, method, batch):
 
 @maps
 @directions
+@pytest.mark.parametrize("shape", [(7,), ()])
+def test_long_batches_are_read_row_by_row_to_the_same_end(spline, method, shape, monkeypatch):
+    x, raw = draw(spline, batch=(7,))[0], draw(spline, batch=shape)[1]
+    whole = gradients(getattr(spline, method), x, raw)
+    monkeypatch.setattr(kernel, "_SMALL", 0)
+    assert same(gradients(getattr(spline, method), x, raw), whole)
+
+
+@maps
+@directions
 def test_gradients_in_float32_are_exact_to_its_rounding(spline, method):
     # errors reached, relative to 1 + the gradient: at most 1e-4, where a point lies close to a knot
     inputs = draw(spline, (2000,), dtype=torch.float32)

@@ -18,9 +18,9 @@ from ._bins import replace_value, squash
 # bin sizes are powers of two of their binary logarithms: twice as fast on a CPU as those of e
 _LOG2_E = math.log2(math.e)
 
-# Numbers in a table up to which a whole product with it is faster than one operation for each row: twice as fast for
-# 256 x 4 positions and eight bins. Long batches are faster row by row, which stays in the cache.
-_SMALL = 2**16
+# Inner knots of all positions together, up to which the product of whole tables is faster than one operation for each
+# row: twice as fast for 256 x 4 positions and eight bins. Long batches are faster row by row, which stays in the cache.
+_SMALL = 2**15
 
 
 class Knots(NamedTuple):
@@ -147,7 +147,7 @@ def _find_piece(position: Tensor, logs: Tensor, slopes: Tensor, knots: Knots, ax
         # one for each inner knot that the position has passed, else zero: not as booleans, which are slow on a CPU
         reached = (level - relative[axis, :-1].cumsum(0)).sign_().clamp(min=0)
     number = reached.sum(0)
-    if relative.numel() > _SMALL or torch.compiler.is_compiling():
+    if reached.numel() > _SMALL or torch.compiler.is_compiling():
         marks, rows, ends = reached.unbind(), relative.unbind(1), _at_knots(slopes, knots)
         edge, size = _sum_reached(marks, rows), _last_reached(marks, rows)
         slope = torch.stack([_last_reached(marks, ends[1:]), _last_reached(marks, ends[:-1])])
