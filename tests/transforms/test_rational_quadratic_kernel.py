@@ -70,7 +70,7 @@ def test_the_gradient_is_that_of_the_formulas(spline, method, batch):
 def test_long_batches_are_read_row_by_row_to_the_same_end(spline, method, shape, monkeypatch):
     x, raw = draw(spline, batch=(7,))[0], draw(spline, batch=shape)[1]
     whole = gradients(getattr(spline, method), x, raw)
-    monkeypatch.setattr(kernel, "_SMALL", 0)
+    monkeypatch.setattr(kernel, "_SHORT", 0)
     assert same(gradients(getattr(spline, method), x, raw), whole)
 
 
@@ -170,7 +170,8 @@ def test_half_precision_parameters_give_finite_gradients(spline, method, dtype):
     assert torch.equal(outputs[1], exact[1]) or (spline.period and method == "inverse_and_log_det")
 
 
-def test_what_is_kept_for_backward_is_as_large_as_the_parameters():
+def test_what_long_batches_keep_for_backward_is_as_large_as_the_parameters(monkeypatch):
+    monkeypatch.setattr(kernel, "_SHORT", 0)
     spline = RationalQuadraticSpline()
     x, raw = draw(spline, (100,), dtype=torch.float32)
     kept = {}

@@ -18,9 +18,10 @@ from ._bins import replace_value, squash
 # bin sizes are powers of two of their binary logarithms: twice as fast on a CPU as those of e
 _LOG2_E = math.log2(math.e)
 
-# Inner knots of all positions together, up to which the product of whole tables is faster than one operation for each
-# row: twice as fast for 256 x 4 positions and eight bins. Long batches are faster row by row, which stays in the cache.
-_SMALL = 2**15
+# Bins of all positions together, up to which the number of operations counts, and not their length. Then whole tables
+# at once are twice as fast as row by row, and what is saved for backward need not be little: for 256 x 4 positions and
+# eight bins. Long batches are faster row by row, which stays in the cache.
+_SHORT = 2**15
 
 
 class Knots(NamedTuple):
@@ -46,7 +47,7 @@ class _Outcome(NamedTuple):
     """Value and log slope, and what backward needs to know of the way there.
 
     ``logs`` and ``piece`` are those of `_find_piece`, ``number`` that of the piece; ``inside`` tells where the map
-    is not the identity.
+    is not the identity, and ``curve`` is the piece at the position.
     """
 
     value: Tensor
@@ -55,6 +56,7 @@ class _Outcome(NamedTuple):
     piece: Tensor
     number: Tensor
     inside: Tensor
+    curve: _Curve
 
 
 def rational_quadratic(position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -87,12 +89,14 @@ def _is_watched(tensor: Tensor) -> bool:
 class _RationalQuadratic(torch.autograd.Function):
     # Saved are the binary logarithms of the bin sizes and the piece of each position, together as large as the raw
     # numbers. Both are outputs as well, and backward consists of differentiable operations on them: so a second
-    # derivative finds its way through them to the inputs.
+    # derivative finds its way through them to the inputs. The curve is saved for short batches alone, since it is half
+    # as large again, and for first derivatives alone, since no second one finds its way through it.
 
     @staticmethod
     def forward(ctx: Any, position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> tuple[Tensor, ...]:
         outcome = _evaluate(position, raw, knots, inverse)
-        ctx.save_for_backward(outcome.value if inverse else position, *outcome[2:])
+        curve = outcome.curve[1:] if _is_short(outcome.number, knots) else ()
+        ctx.save_for_backward(outcome.value if inverse else position, *outcome[2:6], *curve)
         ctx.knots, ctx.inverse, ctx.shape = knots, inverse, position.shape
         if not torch.compiler.is_compiling():
             ctx.set_materialize_grads(False)
@@ -102,10 +106,11 @@ class _RationalQuadratic(torch.autograd.Function):
     def backward(
         ctx: Any, by_value: Tensor | None, by_log: Tensor | None, by_logs: Tensor | None, by_piece: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, logs, piece, number, inside = ctx.saved_tensors
+        x, logs, piece, number, inside, *saved = ctx.saved_tensors
         knots = ctx.knots
         by_value, by_log = (torch.zeros_like(piece[0]) if grad is None else grad for grad in (by_value, by_log))
-        curve = _Curve(piece, x.clamp(-knots.bound, knots.bound))
+        usable = saved and not torch.is_grad_enabled()
+        curve = _Curve(piece, *saved) if usable else _Curve.at(piece, x.clamp(-knots.bound, knots.bound))
         by_position, pulled = curve.pull(by_value * inside, by_log * inside, ctx.inverse)
         by_position = torch.where(inside, by_position, by_value)
         if by_piece is not None:  # of a second derivative
@@ -120,10 +125,10 @@ def _evaluate(position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> _Ou
     inside = position.abs() < knots.reach
     clamped = position.clamp(-knots.bound, knots.bound)
     piece, number = _find_piece(clamped, logs, slopes, knots, axis=int(inverse))
-    curve = _Curve(piece, clamped, inverse)
-    value, log_slope = curve.x() if inverse else curve.y(), curve.log_slope()
+    curve = _Curve.at(piece, clamped, inverse)
+    value, log_slope = curve.x() if inverse else curve.y(), curve.slope.log()
     log_slope = (-log_slope if inverse else log_slope) * inside
-    return _Outcome(torch.where(inside, value, position), log_slope, logs, piece, number, inside)
+    return _Outcome(torch.where(inside, value, position), log_slope, logs, piece, number, inside, curve)
 
 
 def _find_piece(position: Tensor, logs: Tensor, slopes: Tensor, knots: Knots, axis: int) -> tuple[Tensor, Tensor]:
@@ -147,15 +152,19 @@ def _find_piece(position: Tensor, logs: Tensor, slopes: Tensor, knots: Knots, ax
         # one for each inner knot that the position has passed, else zero: not as booleans, which are slow on a CPU
         reached = (level - relative[axis, :-1].cumsum(0)).sign_().clamp(min=0)
     number = reached.sum(0)
-    if reached.numel() > _SMALL or torch.compiler.is_compiling():
-        marks, rows, ends = reached.unbind(), relative.unbind(1), _at_knots(slopes, knots)
-        edge, size = _sum_reached(marks, rows), _last_reached(marks, rows)
-        slope = torch.stack([_last_reached(marks, ends[1:]), _last_reached(marks, ends[:-1])])
-    else:
+    if _is_short(number, knots):
         before, at = _compare(number, knots.num_bins)
         edge, size = (relative * before).sum(1), (relative * at).sum(1)
         slope = (slopes * _slope_weights(at, knots)).sum(1)
+    else:
+        marks, rows, ends = reached.unbind(), relative.unbind(1), _at_knots(slopes, knots)
+        edge, size = _sum_reached(marks, rows), _last_reached(marks, rows)
+        slope = torch.stack([_last_reached(marks, ends[1:]), _last_reached(marks, ends[:-1])])
     return torch.cat([edge * scale - knots.bound, size * scale, squash(slope, knots.limit)]), number
+
+
+def _is_short(number: Tensor, knots: Knots) -> bool:
+    return number.numel() * knots.num_bins <= _SHORT and not torch.compiler.is_compiling()
 
 
 def _pull_piece(
@@ -231,66 +240,72 @@ def _pull_squash(grad: Tensor, squashed: Tensor, limit: float) -> Tensor:
     return torch.addcmul(grad, grad * squashed, squashed, value=-1 / limit**2)
 
 
-class _Curve:
+class _Curve(NamedTuple):
     """Rational-quadratic pieces, each at one position (Durkan et al. 2019, equations 4 and 5).
 
-    Args:
-        piece: As `_find_piece` returns it.
-        position: x, or y, ``(*batch, features)``.
-        inverse: Whether positions are y.
+    ``piece`` is that of `_find_piece`; ``t`` and ``rise`` are the shares of its width and height, from 0 to 1, at
+    which the position lies.
     """
 
-    def __init__(self, piece: Tensor, position: Tensor, inverse: bool = False) -> None:
-        self.left, self.bottom, self.width, self.height = piece[:4].unbind()
-        self.slope1, self.slope0 = piece[4:].exp().unbind()
-        self.secant = self.height / self.width
-        self.bend = torch.sub(self.slope0 + self.slope1, self.secant, alpha=2)
-        # from 0 at the left edge to 1 at the right
-        if inverse:
-            self.t = relative_root(position - self.bottom, self.height, self.secant, self.slope0, self.bend)
-        else:
-            self.t = (position - self.left) / self.width
-        self.t_square = self.t.square()
-        self.t_rest = self.t - self.t_square
-        self.below = torch.addcmul(self.secant, self.bend, self.t_rest)
-        self.above = torch.addcmul(torch.lerp(self.slope0, self.slope1, self.t), self.bend, self.t_rest, value=-1)
+    piece: Tensor
+    slope1: Tensor
+    slope0: Tensor
+    bend: Tensor
+    t: Tensor
+    t_square: Tensor
+    t_rest: Tensor
+    below: Tensor
+    above: Tensor
+    rise: Tensor
+    slope: Tensor
 
-    def rise(self) -> Tensor:
-        """Share of the height, from 0 to 1."""
-        return torch.addcmul(self.secant * self.t_square, self.slope0, self.t_rest) / self.below
+    @classmethod
+    def at(cls, piece: Tensor, position: Tensor, inverse: bool = False) -> _Curve:
+        """At given x, or y for the inverse, ``(*batch, features)``."""
+        left, bottom, width, height = piece[:4].unbind()
+        slope1, slope0 = piece[4:].exp().unbind()
+        secant = height / width
+        bend = torch.sub(slope0 + slope1, secant, alpha=2)
+        if inverse:
+            rise = (position - bottom) / height
+            t = relative_root(rise, secant, slope0, bend)
+        else:
+            t = (position - left) / width
+        t_square = t.square()
+        t_rest = t - t_square
+        below = torch.addcmul(secant, bend, t_rest)
+        above = torch.addcmul(torch.lerp(slope0, slope1, t), bend, t_rest, value=-1)
+        if not inverse:
+            rise = torch.addcmul(secant * t_square, slope0, t_rest) / below
+        slope = (secant / below).square() * above
+        return cls(piece, slope1, slope0, bend, t, t_square, t_rest, below, above, rise, slope)
 
     def x(self) -> Tensor:
-        return torch.addcmul(self.left, self.t, self.width)
+        return torch.addcmul(self.piece[0], self.t, self.piece[2])
 
     def y(self) -> Tensor:
-        return torch.addcmul(self.bottom, self.height, self.rise())
-
-    def slope(self) -> Tensor:
-        return (self.secant / self.below).square() * self.above
-
-    def log_slope(self) -> Tensor:
-        return self.slope().log()
+        return torch.addcmul(self.piece[1], self.piece[3], self.rise)
 
     def log_slope_by_x(self) -> Tensor:
         bent = torch.addcmul(self.bend, self.bend, self.t, value=-2)
         by_t = torch.addcdiv((self.slope1 - self.slope0 - bent) / self.above, bent, self.below, value=-2)
-        return by_t / self.width
+        return by_t / self.piece[2]
 
     def pull(self, by_value: Tensor, by_log: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Gradients by position and piece, logarithms in place of its sizes, from those by value and log slope."""
-        slope, by_x_of_log = self.slope(), self.log_slope_by_x()
+        by_x_of_log = self.log_slope_by_x()
         if inverse:
             # By the implicit function theorem. In terms of x and the log slope at x: where y and the piece change,
             # x changes so that y(x, piece) stays what it is, and both outputs enter with the opposite sign.
             by_x, by_log = -by_value, -by_log
-            by_y = (by_x - by_log * by_x_of_log) / slope
+            by_y = (by_x - by_log * by_x_of_log) / self.slope
             return -by_y, self._pull_piece(by_x, by_y, by_log)
-        by_x = torch.addcmul(by_log * by_x_of_log, by_value, slope)
+        by_x = torch.addcmul(by_log * by_x_of_log, by_value, self.slope)
         return by_x, self._pull_piece(by_x, by_value, by_log)
 
     def _pull_piece(self, by_x: Tensor, by_y: Tensor, by_log: Tensor) -> Tensor:
-        rise, t_rest = self.rise(), self.t_rest
-        by_rise = by_y * self.height
+        rise, t_rest = self.rise, self.t_rest
+        by_rise = by_y * self.piece[3]
         by_below = by_rise / self.below
         by_above = by_log / self.above
         drag = torch.addcdiv(by_below * rise, by_log, self.below, value=2)
@@ -299,20 +314,20 @@ class _Curve:
         by_slope1 = torch.addcmul(by_above * self.t_square, t_rest, drag, value=-1) * self.slope1
         # with all three slopes multiplied by a number, the rise stays and the slope is multiplied by it
         by_secant = by_log - by_slope0 - by_slope1
-        by_log_width = -torch.addcmul(by_secant, by_x * self.width, self.t)
+        by_log_width = -torch.addcmul(by_secant, by_x * self.piece[2], self.t)
         by_log_height = torch.addcmul(by_secant, by_rise, rise)
         return torch.stack([-by_x, by_y, by_log_width, by_log_height, by_slope1, by_slope0])
 
 
-def relative_root(rise: Tensor, height: Tensor, secant: Tensor, slope0: Tensor, bend: Tensor) -> Tensor:
-    """Where in its bin, from 0 to 1, a rational-quadratic piece has risen by ``rise``.
+def relative_root(rise: Tensor, secant: Tensor, slope0: Tensor, bend: Tensor) -> Tensor:
+    """Where in its bin, from 0 to 1, a rational-quadratic piece has risen by a share of the height, from 0 to 1.
 
     ``bend`` is the sum of the slopes at both ends, less twice the secant.
     """
     # the root of a t^2 + b t - c in [0, 1], in the form that cancels nothing (Durkan et al., equation 29)
     bent = bend * rise
-    a = torch.addcmul(bent, height, secant - slope0)
-    b = height * slope0 - bent
+    a = secant - slope0 + bent
+    b = slope0 - bent
     c = secant * rise
     discriminant = torch.addcmul(b.square(), a, c, value=4).clamp(min=torch.finfo(rise.dtype).tiny)
     t = (c + c) / (b + discriminant.sqrt())

@@ -67,7 +67,7 @@ class CubicSpline(Spline):
         share = fraction(y, bottom, height)
         one = torch.ones_like(share)
         # the rational-quadratic piece with the same slopes at its ends is close, and inverts in closed form
-        start = relative_root(share, one, one, slope0, slope0 + slope1 - 2)
+        start = relative_root(share, one, slope0, slope0 + slope1 - 2)
         cubic = partial(_unit_cubic, slope0=slope0, slope1=slope1)
         t = solve_increasing(cubic, share, torch.zeros_like(share), one, start, _STEPS)
         return left + width * t, -(height / width * cubic(t)[1]).log()
