@@ -95,7 +95,7 @@ class _RationalQuadratic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, position: Tensor, raw: Tensor, knots: Knots, inverse: bool) -> tuple[Tensor, ...]:
         outcome = _evaluate(position, raw, knots, inverse)
-        curve = outcome.curve[1:] if _is_short(outcome.number, knots) else ()
+        curve = outcome.curve[4:] if _is_short(outcome.number, knots) else ()
         ctx.save_for_backward(outcome.value if inverse else position, *outcome[2:6], *curve)
         ctx.knots, ctx.inverse, ctx.shape = knots, inverse, position.shape
         if not torch.compiler.is_compiling():
@@ -110,7 +110,7 @@ class _RationalQuadratic(torch.autograd.Function):
         knots = ctx.knots
         by_value, by_log = (torch.zeros_like(piece[0]) if grad is None else grad for grad in (by_value, by_log))
         usable = saved and not torch.is_grad_enabled()
-        curve = _Curve(piece, *saved) if usable else _Curve.at(piece, x.clamp(-knots.bound, knots.bound))
+        curve = _Curve(*piece[:4].unbind(), *saved) if usable else _Curve.at(piece, x.clamp(-knots.bound, knots.bound))
         by_position, pulled = curve.pull(by_value * inside, by_log * inside, ctx.inverse)
         by_position = torch.where(inside, by_position, by_value)
         if by_piece is not None:  # of a second derivative
@@ -174,7 +174,8 @@ def _pull_piece(
     by_sizes, by_slopes = _pull_bins(by_piece, logs, piece, number, knots)
     by_sizes = by_sizes if by_logs is None else torch.add(by_sizes, by_logs, alpha=_LOG2_E)
     by_sizes = _pull_squash(by_sizes, logs, knots.limit * _LOG2_E)
-    return torch.cat([rows.movedim(0, -2) for rows in (*by_sizes.unbind(), by_slopes)], -2)
+    by_sizes = by_sizes.reshape(2 * knots.num_bins, *by_slopes.shape[1:])
+    return torch.cat([by_sizes.movedim(0, -2), by_slopes.movedim(0, -2)], -2)
 
 
 def _pull_bins(by_piece: Tensor, logs: Tensor, piece: Tensor, number: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
@@ -243,11 +244,13 @@ def _pull_squash(grad: Tensor, squashed: Tensor, limit: float) -> Tensor:
 class _Curve(NamedTuple):
     """Rational-quadratic pieces, each at one position (Durkan et al. 2019, equations 4 and 5).
 
-    ``piece`` is that of `_find_piece`; ``t`` and ``rise`` are the shares of its width and height, from 0 to 1, at
-    which the position lies.
+    ``t`` and ``rise`` are the shares of width and height, from 0 to 1, at which the position lies.
     """
 
-    piece: Tensor
+    left: Tensor
+    bottom: Tensor
+    width: Tensor
+    height: Tensor
     slope1: Tensor
     slope0: Tensor
     bend: Tensor
@@ -261,7 +264,7 @@ class _Curve(NamedTuple):
 
     @classmethod
     def at(cls, piece: Tensor, position: Tensor, inverse: bool = False) -> _Curve:
-        """At given x, or y for the inverse, ``(*batch, features)``."""
+        """At given x, or y for the inverse, ``(*batch, features)``, each in its piece as `_find_piece` returns it."""
         left, bottom, width, height = piece[:4].unbind()
         slope1, slope0 = piece[4:].exp().unbind()
         secant = height / width
@@ -278,18 +281,18 @@ class _Curve(NamedTuple):
         if not inverse:
             rise = torch.addcmul(secant * t_square, slope0, t_rest) / below
         slope = (secant / below).square() * above
-        return cls(piece, slope1, slope0, bend, t, t_square, t_rest, below, above, rise, slope)
+        return cls(left, bottom, width, height, slope1, slope0, bend, t, t_square, t_rest, below, above, rise, slope)
 
     def x(self) -> Tensor:
-        return torch.addcmul(self.piece[0], self.t, self.piece[2])
+        return torch.addcmul(self.left, self.t, self.width)
 
     def y(self) -> Tensor:
-        return torch.addcmul(self.piece[1], self.piece[3], self.rise)
+        return torch.addcmul(self.bottom, self.height, self.rise)
 
     def log_slope_by_x(self) -> Tensor:
         bent = torch.addcmul(self.bend, self.bend, self.t, value=-2)
         by_t = torch.addcdiv((self.slope1 - self.slope0 - bent) / self.above, bent, self.below, value=-2)
-        return by_t / self.piece[2]
+        return by_t / self.width
 
     def pull(self, by_value: Tensor, by_log: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Gradients by position and piece, logarithms in place of its sizes, from those by value and log slope."""
@@ -305,7 +308,7 @@ class _Curve(NamedTuple):
 
     def _pull_piece(self, by_x: Tensor, by_y: Tensor, by_log: Tensor) -> Tensor:
         rise, t_rest = self.rise, self.t_rest
-        by_rise = by_y * self.piece[3]
+        by_rise = by_y * self.height
         by_below = by_rise / self.below
         by_above = by_log / self.above
         drag = torch.addcdiv(by_below * rise, by_log, self.below, value=2)
@@ -314,7 +317,7 @@ class _Curve(NamedTuple):
         by_slope1 = torch.addcmul(by_above * self.t_square, t_rest, drag, value=-1) * self.slope1
         # with all three slopes multiplied by a number, the rise stays and the slope is multiplied by it
         by_secant = by_log - by_slope0 - by_slope1
-        by_log_width = -torch.addcmul(by_secant, by_x * self.piece[2], self.t)
+        by_log_width = -torch.addcmul(by_secant, by_x * self.width, self.t)
         by_log_height = torch.addcmul(by_secant, by_rise, rise)
         return torch.stack([-by_x, by_y, by_log_width, by_log_height, by_slope1, by_slope0])
 
